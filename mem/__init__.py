@@ -1,0 +1,1 @@
+"""Shared regions, atomics, MMU and TLB, bus, memory map, platform devices, device tree, image loading."""

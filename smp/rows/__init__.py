@@ -1,0 +1,1 @@
+"""Instruction rows, a file an extension group; see smp/row.py for the notation."""

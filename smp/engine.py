@@ -1,0 +1,33 @@
+"""The engine of a machine: every module with compiled code, in one unit."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mem import engine
+from mem.native import Unit
+
+# Every module that declares natives; a native outside this list is not compiled.
+MODULES = (
+    "mem.atomics",
+    "mem.mailbox",
+    "mem.machine",
+)
+
+
+def sources() -> list[Path]:
+    """All source files that decide what the engine is."""
+    root = Path(__file__).resolve().parent.parent
+    return sorted(p for package in ("smp", "mem") for p in (root / package).rglob("*.py"))
+
+
+def load(progress: Callable[[str], None] = lambda text: None) -> Any:
+    """Bind every native, compiling the engine when the cache has none of this version (tens of seconds)."""
+    for name in MODULES:
+        importlib.import_module(name)
+    return engine.load("engine", sources(), _build, progress)
+
+
+def _build(unit: Unit) -> None:
+    pass

@@ -1,0 +1,234 @@
+"""What a machine is, as values: the dataclasses that the command line fills in and the machine reads.
+
+`check` looks at what can be wrong before anything is started; it writes and starts nothing.
+"""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mem.memmap import MAX_HARTS, RAM_MAX, RAM_MIN, VIRTIO_SLOTS
+from smp.cpu import ConfigError, CpuConfig, near, parse_cpu
+
+SECTOR = 512
+
+# What of -bios is not a file.
+BUILT_IN_SBI = "default"
+NO_FIRMWARE = "none"
+
+
+@dataclass(frozen=True)
+class SerialConfig:
+    """The host's end of a character device.
+
+    `kind` is stdio, mon:stdio, file, unix, pty, null or none; `arg` the path of a file or a socket; `id` the
+    name of a -chardev. A unix socket is listened on, and the machine does not wait for someone to connect.
+    """
+
+    kind: str = "mon:stdio"
+    arg: str = ""
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class DriveConfig:
+    """A -drive. Interface 'virtio' makes it a virtio-blk device, with 'none' a -device names its id."""
+
+    file: Path
+    id: str = ""
+    interface: str = "virtio"
+    readonly: bool = False
+    snapshot: bool = False
+    format: str = "raw"
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """A -device: the driver's name and its properties as (name, value) in the order given."""
+
+    driver: str
+    properties: tuple[tuple[str, str], ...] = ()
+
+    def get(self, name: str, default: str = "") -> str:
+        return dict(self.properties).get(name, default)
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """Everything that is fixed when the machine starts. `bios` is 'default', 'none' or a file."""
+
+    harts: int = 1
+    ram: int = 128 << 20
+    cpu: CpuConfig = field(default_factory=lambda: parse_cpu("rv64"))
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str = ""
+    bios: str | Path = BUILT_IN_SBI
+    dtb: Path | None = None
+    dumpdtb: Path | None = None
+    dtb_randomness: bool = True
+    drives: tuple[DriveConfig, ...] = ()
+    devices: tuple[DeviceConfig, ...] = ()
+    serials: tuple[SerialConfig, ...] = (SerialConfig(),)
+    chardevs: tuple[SerialConfig, ...] = ()
+    nographic: bool = False
+    reboot: bool = True
+    snapshot: bool = False
+    log: frozenset[str] = frozenset()
+    log_file: Path | None = None
+    engine: str = "interp"
+    stats: bool = False
+
+    def block_devices(self) -> list[tuple[DriveConfig, DeviceConfig]]:
+        """Every disk with its device, in the order of their slots: drives with if=virtio come first."""
+        by_id = {drive.id: drive for drive in self.drives if drive.id}
+        own = [
+            (drive, DeviceConfig("virtio-blk-device")) for drive in self.drives if drive.interface == "virtio"
+        ]
+        named = [dev for dev in self.devices if dev.driver == "virtio-blk-device"]
+        return own + [(by_id[device.get("drive")], device) for device in named]
+
+
+def check(config: MachineConfig) -> None:
+    """Raise `ConfigError` for what can't be started: limits, missing files, names that lead nowhere."""
+    _check_sizes(config)
+    _check_boot(config)
+    for drive in config.drives:
+        _check_drive(drive, config.snapshot or drive.snapshot)
+    _check_block_devices(config)
+    _check_consoles(config)
+    if config.log_file is not None:
+        _check_output("-D", config.log_file)
+
+
+def _check_sizes(config: MachineConfig) -> None:
+    if not 1 <= config.harts <= MAX_HARTS:
+        raise ConfigError(f"-smp {config.harts}: a machine has 1 to {MAX_HARTS} harts")
+    if config.ram < RAM_MIN:
+        raise ConfigError(f"-m {size_text(config.ram)}: RAM must be at least {size_text(RAM_MIN)}")
+    if config.ram > RAM_MAX:
+        raise ConfigError(f"-m {size_text(config.ram)}: RAM can be at most {size_text(RAM_MAX)}")
+    if config.ram % 4096:
+        raise ConfigError(f"-m {config.ram}b: RAM must be a multiple of 4096 bytes")
+
+
+def size_text(size: int) -> str:
+    """Bytes as `-m` takes them, in the largest unit that is exact."""
+    for shift, unit in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
+        if size and size % (1 << shift) == 0:
+            return f"{size >> shift}{unit}"
+    return f"{size}b"
+
+
+def _check_boot(config: MachineConfig) -> None:
+    if config.kernel is None:
+        if config.initrd is not None:
+            raise ConfigError(f"-initrd {config.initrd}: needs a kernel; add -kernel FILE")
+        if config.append:
+            raise ConfigError(f"-append {config.append!r}: needs a kernel; add -kernel FILE")
+        if not isinstance(config.bios, Path) and config.dumpdtb is None:
+            raise ConfigError("nothing to start: give -kernel FILE (or -bios FILE)")
+    if "\0" in config.append:
+        raise ConfigError(f"-append {config.append!r}: a NUL character can't be passed to a kernel")
+    for option in ("kernel", "initrd", "bios", "dtb"):
+        if isinstance(path := getattr(config, option), Path):
+            check_input(f"-{option}", path)
+    if config.dumpdtb is not None:
+        _check_output("-machine dumpdtb", config.dumpdtb)
+
+
+def check_input(option: str, path: Path) -> None:
+    """`path` is a file that can be read, or a `ConfigError`."""
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: is a directory; give a file")
+    if not path.exists():
+        raise ConfigError(f"{option} {path}: no such file{_near_file(path)}")
+    if not os.access(path, os.R_OK):
+        raise ConfigError(f"{option} {path}: may not be read; give yourself permission (chmod u+r)")
+
+
+def _near_file(path: Path) -> str:
+    try:
+        return near(path.name, (entry.name for entry in path.parent.iterdir()))
+    except OSError:
+        return f"; there is no directory {path.parent} either"
+
+
+def _check_output(option: str, path: Path) -> None:
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: is a directory; give a file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option} {path}: there is no directory {path.parent}; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{option} {path}: may not be written; choose another place")
+
+
+def _check_drive(drive: DriveConfig, snapshot: bool) -> None:
+    check_input("-drive file", drive.file)
+    if not (drive.readonly or snapshot or os.access(drive.file, os.W_OK)):
+        raise ConfigError(f"-drive file {drive.file}: may not be written; add readonly=on or snapshot=on")
+
+
+def _check_block_devices(config: MachineConfig) -> None:
+    ids = [drive.id for drive in config.drives if drive.id]
+    _check_unique("-drive id", ids)
+    _check_unique("-device id", [device.get("id") for device in config.devices if device.get("id")])
+    wanted = [device.get("drive") for device in config.devices if device.driver == "virtio-blk-device"]
+    for name in wanted:
+        if name not in ids:
+            raise ConfigError(
+                f"-device virtio-blk-device,drive={name}: no such drive{near(name, ids)} "
+                f"(add -drive file=FILE,if=none,id={name})"
+            )
+    _check_unique("-device virtio-blk-device,drive", wanted)
+    for drive in config.drives:
+        if drive.interface == "virtio" and drive.id in wanted:
+            raise ConfigError(
+                f"-device virtio-blk-device,drive={drive.id}: in use already; give the drive if=none"
+            )
+        if drive.interface == "none" and drive.id not in wanted:
+            raise ConfigError(
+                f"-drive id={drive.id},if=none: no device uses it; "
+                f"add -device virtio-blk-device,drive={drive.id}"
+            )
+    buses = [device for device in config.devices if device.driver not in ("virtio-blk-device", "virtconsole")]
+    if (slots := len(config.block_devices()) + len(buses)) > VIRTIO_SLOTS:
+        raise ConfigError(
+            f"-device: {slots} virtio devices do not fit in {VIRTIO_SLOTS} slots; take some away"
+        )
+
+
+def _check_unique(what: str, names: list[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ConfigError(f"{what}={name}: given {count} times; each needs one of its own")
+
+
+def _check_consoles(config: MachineConfig) -> None:
+    ends = [end for end in (*config.serials, *config.chardevs) if end.kind.endswith("stdio")]
+    if len(ends) > 1:
+        raise ConfigError(
+            f"-chardev stdio,id={ends[1].id}: the terminal is in use already; give -serial none too"
+        )
+    ids = [chardev.id for chardev in config.chardevs]
+    _check_unique("-chardev id", ids)
+    consoles = [device for device in config.devices if device.driver == "virtconsole"]
+    if consoles and all(device.driver != "virtio-serial-device" for device in config.devices):
+        raise ConfigError("-device virtconsole: has no bus; add -device virtio-serial-device before it")
+    wanted = [console.get("chardev") for console in consoles]
+    for name in wanted:
+        if name not in ids:
+            raise ConfigError(
+                f"-device virtconsole,chardev={name}: no such chardev{near(name, ids)} "
+                f"(add -chardev pty,id={name} or another kind)"
+            )
+    _check_unique("-device virtconsole,chardev", wanted)
+    for name in ids:
+        if name not in wanted:
+            raise ConfigError(
+                f"-chardev id={name}: no device uses it; add -device virtconsole,chardev={name}"
+            )
+    for end in (*config.serials, *config.chardevs):
+        if end.kind in ("file", "unix"):
+            _check_output(f"-serial {end.kind}", Path(end.arg))

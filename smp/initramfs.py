@@ -77,7 +77,7 @@ def overlay(initrd: bytes, files: Mapping[str, bytes]) -> bytes:
 
 @dataclass(frozen=True)
 class Module:
-    """A kernel module: `path` under lib/modules/RELEASE, `data` its ELF file, compressed if `path` says so."""
+    """A kernel module: `path` under lib/modules/RELEASE, `data` its ELF file, compressed if `path` says."""
 
     path: str
     data: bytes
@@ -88,8 +88,10 @@ class Module:
     def name(self) -> str:
         return module_name(self.path)
 
-    def decompressed(self) -> Module:
-        return replace(self, path=self.path.removesuffix(".xz"), data=plain_module(self.path, self.data))
+    def quick_to_load(self) -> Module:
+        """Decompressed, and without the signature, whose check takes the guest 110 million instructions."""
+        data = unsigned(plain_module(self.path, self.data))
+        return replace(self, path=self.path.removesuffix(".xz"), data=data)
 
 
 def module_name(path: str) -> str:
@@ -133,6 +135,15 @@ def plain_module(name: str, data: bytes) -> bytes:
     if name.endswith(".ko.xz"):
         return lzma.decompress(data)
     raise ValueError(f"{name}: only .ko and .ko.xz modules are understood")
+
+
+def unsigned(elf: bytes) -> bytes:
+    """`elf` without an appended signature: Linux scripts/sign-file.c, struct module_signature."""
+    magic = b"~Module signature appended~\n"
+    if not elf.endswith(magic):
+        return elf
+    descriptor = len(elf) - len(magic) - 12
+    return elf[: descriptor - int.from_bytes(elf[descriptor + 8 : descriptor + 12], "big")]
 
 
 def _modinfo(elf: bytes) -> dict[str, list[str]]:

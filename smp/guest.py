@@ -353,9 +353,7 @@ class Apt:
     def __init__(self, state: Path, mirror: str) -> None:
         for tool in ("apt-get", "apt-cache", "dpkg-deb"):
             if shutil.which(tool) is None:
-                raise GuestError(
-                    f"{tool}: not found; the default guest comes from Debian through apt: {OWN_KERNEL}"
-                )
+                raise GuestError(f"{tool}: not found; the default guest comes from Debian through apt: {OWN_KERNEL}")
         keyring = next((path for path in KEYRINGS if path.exists()), None)
         if keyring is None:
             raise GuestError(f"{KEYRINGS[0]}: no such file; apt-get install debian-archive-keyring")
@@ -396,9 +394,7 @@ class Apt:
 
 def _checked(command: list[str], cwd: Path) -> str:
     environment = os.environ | {"LC_ALL": "C.UTF-8"}
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         # apt's first error names the cause; what follows is its consequence.
         errors = [line[3:] for line in done.stderr.splitlines() if line.startswith("E: ")]
@@ -414,10 +410,11 @@ def _checked(command: list[str], cwd: Path) -> str:
 def boot_options(options: Sequence[str], guest: Callable[[], Guest] = default_guest) -> list[str]:
     """`options` of `hartbeat`, completed so that the default guest boots unless they name what boots.
 
-    -kernel and -bios do; -drive does not, for no firmware here boots from a disk.
+    -kernel and the file of a -bios do; -drive does not, for no firmware here boots from a disk.
     """
     given = {"-" + word.lstrip("-").split("=")[0] for word in options if word.startswith("-")}
-    if given & {"-kernel", "-bios", "-h", "-help", "-version"}:
+    named = given & {"-kernel", "-h", "-help", "-version"}
+    if named or ("-bios" in given and "default" not in options):
         return list(options)
     chosen = guest()
     defaults = DEFAULTS | {
@@ -440,7 +437,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words[:1] == ["boot"]:
-            command = [sys.executable, "-m", "smp", *boot_options(words[1:])]
+            command = [sys.executable, "-P", "-m", "smp", *boot_options(words[1:])]
             os.execv(sys.executable, command)
         if words not in ([], ["--refresh"]):
             print(USAGE, end="", file=sys.stderr)

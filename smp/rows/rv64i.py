@@ -4,15 +4,15 @@ from mem.word import ges, lts, ltu, select, sext8, sext16, sext32, sra, zext32
 from smp.cpu import EXT_I, EXT_ZICSR, EXT_ZIFENCEI
 from smp.row import Kind, row
 
-row("lui", "imm[31:12] rd 0110111", "rd, imm", Kind.ALU, lambda imm: imm + 0, ext=EXT_I)
-row("auipc", "imm[31:12] rd 0010111", "rd, imm", Kind.ALU, lambda pc, imm: pc + imm, ext=EXT_I)
-row("jal", "imm[20|10:1|11|19:12] rd 1101111", "rd, imm", Kind.JAL, ext=EXT_I)
+row("lui", "imm[31:12] rd 0110111", "rd, upper", Kind.ALU, lambda imm: imm + 0, ext=EXT_I)
+row("auipc", "imm[31:12] rd 0010111", "rd, upper", Kind.ALU, lambda pc, imm: pc + imm, ext=EXT_I)
+row("jal", "imm[20|10:1|11|19:12] rd 1101111", "rd, target", Kind.JAL, ext=EXT_I)
 row("jalr", "imm[11:0] rs1 000 rd 1100111", "rd, imm(rs1)", Kind.JALR, ext=EXT_I)
 
 
 def branch(name: str, funct3: str, meaning: object) -> None:
     pattern = f"imm[12|10:5] rs2 rs1 {funct3} imm[4:1|11] 1100011"
-    row(name, pattern, "rs1, rs2, imm", Kind.BRANCH, meaning, ext=EXT_I)
+    row(name, pattern, "rs1, rs2, target", Kind.BRANCH, meaning, ext=EXT_I)
 
 
 branch("beq", "000", lambda rs1, rs2: rs1 == rs2)

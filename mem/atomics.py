@@ -14,7 +14,7 @@ from mem.word import I64, I128, INT_OF_BYTES, Bool, V, builder, const, macro, ra
 
 SYS_FUTEX = {"x86_64": 202, "aarch64": 98}
 FUTEX_WAIT, FUTEX_WAKE = 0, 1
-CLOCK_MONOTONIC = 1
+CLOCK_REALTIME, CLOCK_MONOTONIC = 0, 1
 
 
 def _host() -> str:
@@ -164,14 +164,24 @@ def _scratch(words: int) -> ir.Value:
     return made.alloca(I64, words)
 
 
-@macro
-def now_ns() -> V:
-    """The host's monotonic clock in nanoseconds."""
+def _clock_ns(clock: int) -> V:
     b = builder()
     spec = _scratch(2)
     address = V(b.ptrtoint(spec, I64))
-    call_external("clock_gettime", CLOCK_MONOTONIC, address)
+    call_external("clock_gettime", clock, address)
     return load(address, 8) * 1_000_000_000 + load(address + 8, 8)
+
+
+@macro
+def now_ns() -> V:
+    """The host's monotonic clock in nanoseconds."""
+    return _clock_ns(CLOCK_MONOTONIC)
+
+
+@macro
+def wall_ns() -> V:
+    """The host's wall clock in nanoseconds since 1970."""
+    return _clock_ns(CLOCK_REALTIME)
 
 
 @macro

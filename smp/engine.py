@@ -13,6 +13,14 @@ MODULES = (
     "mem.atomics",
     "mem.mailbox",
     "mem.machine",
+    "mem.clock",
+    "mem.clint",
+    "mem.plic",
+    "mem.uart",
+    "mem.rtc",
+    "mem.finisher",
+    "mem.htif",
+    "mem.bus",
 )
 
 

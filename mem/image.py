@@ -18,6 +18,7 @@ MIB = 1 << 20
 KERNEL_ALIGN = 2 * MIB  # a kernel wants a large page; firmware is given what lies below
 DTB_ALIGN = 2 * MIB
 DTB_LIMIT = 3 << 30  # QEMU keeps the device tree below, where any 32-bit pointer of a firmware reaches it
+READ_ANYWAY = 256 * MIB  # files up to here are read even if RAM is smaller: then it's known how much would do
 DTB_HEADROOM = 0x4000  # firmware adds its own nodes in place
 
 # code0, code1, text_offset, image_size, flags, version, res1, res2, magic, magic2, res3
@@ -93,12 +94,12 @@ FOREIGN = (
 )
 
 
-def read(path: Path, option: str, limit: int) -> bytes:
-    """The file's bytes; one that is empty, unreadable or larger than `limit` (RAM) is an `ImageError`."""
+def read(path: Path, option: str, ram: int) -> bytes:
+    """The file's bytes; one that is empty, unreadable or far larger than `ram` is an `ImageError`."""
     try:
         size = path.stat().st_size
-        if size > limit:
-            raise ImageError(f"{option} {path}: does not fit: {_too_small(limit, size)}")
+        if size > max(ram, READ_ANYWAY):
+            raise ImageError(f"{option} {path}: does not fit: {_too_small(ram, size)}")
         data = path.read_bytes()
     except OSError as error:
         raise ImageError(f"{option} {path}: {error.strerror}; give a file that can be read") from error
@@ -114,7 +115,7 @@ def _too_small(ram: int, needed: int) -> str:
 def load(path: Path, base: int, ram: int, option: str = "-kernel") -> Program:
     """A kernel or firmware: Image, gzip of one, ELF64, or raw bytes that go to `base` and start there.
 
-    Nothing larger than `ram` bytes is read or unpacked. Messages start with `option` and the path.
+    Nothing far larger than `ram` bytes is read or unpacked. Messages start with `option` and the path.
     """
     data = read(path, option, ram)
     name = f"{option} {path}"
@@ -128,14 +129,15 @@ def load(path: Path, base: int, ram: int, option: str = "-kernel") -> Program:
     return Program((Segment(name, base, data, _image_size(name, data)),), base)
 
 
-def _gunzip(name: str, data: bytes, limit: int) -> bytes:
+def _gunzip(name: str, data: bytes, ram: int) -> bytes:
+    limit = max(ram, READ_ANYWAY)
     stream = zlib.decompressobj(wbits=31)
     try:
         out = stream.decompress(data, limit + 1)
     except zlib.error as error:
         raise ImageError(f"{name}: damaged gzip file; copy it again") from error
     if len(out) > limit:
-        raise ImageError(f"{name}: unpacks to more than RAM holds; -m {limit // MIB}M is too small")
+        raise ImageError(f"{name}: does not fit once it is unpacked: {_too_small(ram, len(out))}")
     if not stream.eof:
         raise ImageError(f"{name}: truncated gzip file; copy it again")
     if not out:
@@ -191,9 +193,7 @@ def _load_segments(name: str, data: bytes, elf: Any) -> Iterator[Segment]:
     for header in elf.iter_segments("PT_LOAD"):
         start, size = header["p_offset"], header["p_filesz"]
         if start + size > len(data):
-            raise ImageError(
-                f"{name}: truncated ELF file: {len(data)} of {start + size} bytes; copy it again"
-            )
+            raise ImageError(f"{name}: truncated ELF file: {len(data)} of {start + size} bytes; copy it again")
         if header["p_memsz"] < size:
             raise ImageError(f"{name}: damaged ELF file: p_memsz is below p_filesz; build it again")
         if header["p_memsz"]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from mem.memmap import MAX_HARTS, RAM_MAX, RAM_MIN, VIRTIO_SLOTS
 from smp.cpu import ConfigError, CpuConfig, near, parse_cpu
 
-SECTOR = 512
+SOCKET_PATH = 107  # unix(7): sun_path less its NUL
 
 # What of -bios is not a file.
 BUILT_IN_SBI = "default"
@@ -83,9 +83,7 @@ class MachineConfig:
     def block_devices(self) -> list[tuple[DriveConfig, DeviceConfig]]:
         """Every disk with its device, in the order of their slots: drives with if=virtio come first."""
         by_id = {drive.id: drive for drive in self.drives if drive.id}
-        own = [
-            (drive, DeviceConfig("virtio-blk-device")) for drive in self.drives if drive.interface == "virtio"
-        ]
+        own = [(drive, DeviceConfig("virtio-blk-device")) for drive in self.drives if drive.interface == "virtio"]
         named = [dev for dev in self.devices if dev.driver == "virtio-blk-device"]
         return own + [(by_id[device.get("drive")], device) for device in named]
 
@@ -100,6 +98,8 @@ def check(config: MachineConfig) -> None:
     _check_consoles(config)
     if config.log_file is not None:
         _check_output("-D", config.log_file)
+        if not config.log:
+            raise ConfigError(f"-D {config.log_file}: nothing is logged; add -d ITEMS (-d help lists them)")
 
 
 def _check_sizes(config: MachineConfig) -> None:
@@ -129,8 +129,6 @@ def _check_boot(config: MachineConfig) -> None:
             raise ConfigError(f"-append {config.append!r}: needs a kernel; add -kernel FILE")
         if not isinstance(config.bios, Path) and config.dumpdtb is None:
             raise ConfigError("nothing to start: give -kernel FILE (or -bios FILE)")
-    if "\0" in config.append:
-        raise ConfigError(f"-append {config.append!r}: a NUL character can't be passed to a kernel")
     for option in ("kernel", "initrd", "bios", "dtb"):
         if isinstance(path := getattr(config, option), Path):
             check_input(f"-{option}", path)
@@ -140,9 +138,9 @@ def _check_boot(config: MachineConfig) -> None:
 
 def check_input(option: str, path: Path) -> None:
     """`path` is a file that can be read, or a `ConfigError`."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ConfigError(f"{option} {path}: is a directory; give a file")
-    if not path.exists():
+    if not os.path.exists(path):
         raise ConfigError(f"{option} {path}: no such file{_near_file(path)}")
     if not os.access(path, os.R_OK):
         raise ConfigError(f"{option} {path}: may not be read; give yourself permission (chmod u+r)")
@@ -150,17 +148,17 @@ def check_input(option: str, path: Path) -> None:
 
 def _near_file(path: Path) -> str:
     try:
-        return near(path.name, (entry.name for entry in path.parent.iterdir()))
+        return near(path.name, os.listdir(path.parent)) or "; check the path"
     except OSError:
         return f"; there is no directory {path.parent} either"
 
 
 def _check_output(option: str, path: Path) -> None:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ConfigError(f"{option} {path}: is a directory; give a file")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise ConfigError(f"{option} {path}: there is no directory {path.parent}; make it first")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not os.access(path if os.path.exists(path) else path.parent, os.W_OK):
         raise ConfigError(f"{option} {path}: may not be written; choose another place")
 
 
@@ -173,6 +171,8 @@ def _check_drive(drive: DriveConfig, snapshot: bool) -> None:
 def _check_block_devices(config: MachineConfig) -> None:
     ids = [drive.id for drive in config.drives if drive.id]
     _check_unique("-drive id", ids)
+    written = [drive for drive in config.drives if not (drive.readonly or drive.snapshot or config.snapshot)]
+    _check_unique("-drive file", [os.path.realpath(drive.file) for drive in written])
     _check_unique("-device id", [device.get("id") for device in config.devices if device.get("id")])
     wanted = [device.get("drive") for device in config.devices if device.driver == "virtio-blk-device"]
     for name in wanted:
@@ -184,19 +184,14 @@ def _check_block_devices(config: MachineConfig) -> None:
     _check_unique("-device virtio-blk-device,drive", wanted)
     for drive in config.drives:
         if drive.interface == "virtio" and drive.id in wanted:
-            raise ConfigError(
-                f"-device virtio-blk-device,drive={drive.id}: in use already; give the drive if=none"
-            )
+            raise ConfigError(f"-device virtio-blk-device,drive={drive.id}: in use already; give the drive if=none")
         if drive.interface == "none" and drive.id not in wanted:
             raise ConfigError(
-                f"-drive id={drive.id},if=none: no device uses it; "
-                f"add -device virtio-blk-device,drive={drive.id}"
+                f"-drive id={drive.id},if=none: no device uses it; add -device virtio-blk-device,drive={drive.id}"
             )
     buses = [device for device in config.devices if device.driver not in ("virtio-blk-device", "virtconsole")]
     if (slots := len(config.block_devices()) + len(buses)) > VIRTIO_SLOTS:
-        raise ConfigError(
-            f"-device: {slots} virtio devices do not fit in {VIRTIO_SLOTS} slots; take some away"
-        )
+        raise ConfigError(f"-device: {slots} virtio devices do not fit in {VIRTIO_SLOTS} slots; take some away")
 
 
 def _check_unique(what: str, names: list[str]) -> None:
@@ -208,9 +203,7 @@ def _check_unique(what: str, names: list[str]) -> None:
 def _check_consoles(config: MachineConfig) -> None:
     ends = [end for end in (*config.serials, *config.chardevs) if end.kind.endswith("stdio")]
     if len(ends) > 1:
-        raise ConfigError(
-            f"-chardev stdio,id={ends[1].id}: the terminal is in use already; give -serial none too"
-        )
+        raise ConfigError(f"-chardev stdio,id={ends[1].id}: the terminal is in use already; give -serial none too")
     ids = [chardev.id for chardev in config.chardevs]
     _check_unique("-chardev id", ids)
     consoles = [device for device in config.devices if device.driver == "virtconsole"]
@@ -226,9 +219,17 @@ def _check_consoles(config: MachineConfig) -> None:
     _check_unique("-device virtconsole,chardev", wanted)
     for name in ids:
         if name not in wanted:
-            raise ConfigError(
-                f"-chardev id={name}: no device uses it; add -device virtconsole,chardev={name}"
-            )
+            raise ConfigError(f"-chardev id={name}: no device uses it; add -device virtconsole,chardev={name}")
     for end in (*config.serials, *config.chardevs):
-        if end.kind in ("file", "unix"):
-            _check_output(f"-serial {end.kind}", Path(end.arg))
+        _check_end("-chardev" if end.id else "-serial", end)
+
+
+def _check_end(option: str, end: SerialConfig) -> None:
+    """A character device's file or socket can be made; one that a socket can't replace is not overwritten."""
+    if end.kind not in ("file", "unix"):
+        return
+    _check_output(option, Path(end.arg))
+    if end.kind == "unix" and len(os.fsencode(end.arg)) > SOCKET_PATH:
+        raise ConfigError(f"{option} {end.arg}: a socket's path has at most {SOCKET_PATH} bytes; shorten it")
+    if end.kind == "unix" and os.path.exists(end.arg) and not Path(end.arg).is_socket():
+        raise ConfigError(f"{option} {end.arg}: is there and is not a socket; choose another path")

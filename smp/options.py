@@ -1,0 +1,467 @@
+"""The command line: one table of options, from which parsing, configuration files and `-h` are derived.
+
+Pure but for reading --config files. A row's reader turns the option's text into fields of `MachineConfig`;
+`ConfigError` is a user's mistake, `Help` something to print instead of starting a machine.
+"""
+
+import re
+import textwrap
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from smp import cpu
+from smp.config import (
+    BUILT_IN_SBI,
+    NO_FIRMWARE,
+    DeviceConfig,
+    DriveConfig,
+    MachineConfig,
+    SerialConfig,
+)
+from smp.cpu import ConfigError, near
+
+VERSION = "0.1.0"
+
+Fields = dict[str, Any]
+
+LOG_ITEMS = {
+    "int": "traps and interrupts that are taken",
+    "exec": "every block of instructions that is entered",
+    "guest_errors": "what a guest does that no manual allows",
+    "unimp": "what a guest asks for that is not there",
+}
+
+# Properties of a -device; one that is listed is honoured.
+DEVICES = {
+    "virtio-blk-device": {
+        "drive": "id of its -drive (needed)",
+        "id": "name",
+        "serial": "what the guest reads as its serial number, at most 20 bytes",
+    },
+    "virtio-rng-device": {"id": "name"},
+    "virtio-serial-device": {"id": "name"},
+    "virtconsole": {"chardev": "id of its -chardev (needed)", "id": "name"},
+}
+NEEDED = {"virtio-blk-device": "drive", "virtconsole": "chardev"}
+
+
+class Help(Exception):
+    """Text to print on stdout, after which the command ends with status 0."""
+
+
+# Pieces of text -----------------------------------------------------------------------------------------------
+
+
+def pairs(option: str, text: str, implied: str, known: Iterable[str]) -> dict[str, str]:
+    """`a,key=value,flag` to a dict: QEMU's lists, where `,,` is a comma and the first word may lack its key."""
+    known = tuple(known)
+    found: dict[str, str] = {}
+    for number, item in enumerate(_split_commas(text)):
+        key, equals, value = item.partition("=")
+        if not equals:
+            key, value = (implied, item) if number == 0 else (item, "on")
+        if key not in known:
+            hint = near(key, known) or f"; known are {', '.join(known)}"
+            raise ConfigError(f"{option} {text}: unknown property {key!r}{hint}")
+        if key in found:
+            raise ConfigError(f"{option} {text}: {key} is given twice; give it once")
+        found[key] = value
+    return found
+
+
+def _split_commas(text: str) -> list[str]:
+    """Split at single commas; of a run of commas every pair is a comma that belongs to the text."""
+    return [item.replace("\0", ",") for item in text.replace(",,", "\0").split(",")]
+
+
+def escape(text: str) -> str:
+    """The reverse of what `pairs` does to a value."""
+    return text.replace(",", ",,")
+
+
+def number(option: str, text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise ConfigError(f"{option} {text}: {text!r} is not a number; write it with digits")
+    return int(text)
+
+
+def size(option: str, text: str) -> int:
+    """`64M`, `1.5G`, or a number of MiB."""
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)([bkmgt]?)", text, re.IGNORECASE | re.ASCII)
+    if not match:
+        raise ConfigError(f"{option} {text}: {text!r} is not a size; write it like 512M or 2G")
+    unit = 1 << {"b": 0, "k": 10, "": 20, "m": 20, "g": 30, "t": 40}[match[2].lower()]
+    whole, _, fraction = match[1].partition(".")
+    return int(whole) * unit + int(fraction or 0) * unit // 10 ** len(fraction)
+
+
+def switch(option: str, key: str, value: str) -> bool:
+    if value not in ("on", "off"):
+        raise ConfigError(f"{option} {key}={value}: use {key}=on or {key}=off")
+    return value == "on"
+
+
+def one_of(option: str, text: str, known: Iterable[str], remedy: str = "") -> str:
+    known = tuple(known)
+    if text not in known:
+        hint = remedy or near(text, known) or f"; use {' or '.join(known)}"
+        raise ConfigError(f"{option}{'' if option.endswith('=') else ' '}{text}: not available{hint}")
+    return text
+
+
+def path(option: str, text: str) -> Path:
+    if not text:
+        raise ConfigError(f"{option} '': needs the name of a file")
+    return Path(text)
+
+
+# One reader an option, in the order of the table --------------------------------------------------------------
+
+
+def read_machine(text: str) -> Fields:
+    if text == "help":
+        raise Help("Machines:\n  virt   QEMU's RISC-V virt board (default)")
+    given = pairs("-machine", text, "type", ("type", "dumpdtb", "dtb-randomness", "accel"))
+    one_of("-machine", given.get("type", "virt"), ("virt",))
+    fields: Fields = {}
+    if "dumpdtb" in given:
+        fields["dumpdtb"] = path("-machine dumpdtb", given["dumpdtb"])
+    if "dtb-randomness" in given:
+        fields["dtb_randomness"] = switch("-machine", "dtb-randomness", given["dtb-randomness"])
+    if "accel" in given:
+        read_accel(given["accel"])
+    return fields
+
+
+def read_cpu(text: str) -> Fields:
+    if text == "help":
+        raise Help(cpu.help_text())
+    return {"cpu": cpu.parse_cpu(text)}
+
+
+def read_smp(text: str) -> Fields:
+    given = pairs("-smp", text, "cpus", ("cpus", "sockets", "cores", "threads", "maxcpus"))
+    counts = {key: number("-smp", value) for key, value in given.items()}
+    product = 1
+    shape = [key for key in ("sockets", "cores", "threads") if key in counts]
+    for key in shape:
+        product *= counts[key]
+    harts = counts.get("cpus", product)
+    # A level that is not given is as large as it takes.
+    if product != harts and (len(shape) == 3 or not product or harts % product):
+        raise ConfigError(f"-smp {text}: {' * '.join(shape)} is {product}, not {harts}; make them equal")
+    if counts.get("maxcpus", harts) != harts:
+        raise ConfigError(f"-smp {text}: harts can't be added later; leave maxcpus out")
+    return {"harts": harts}
+
+
+def read_m(text: str) -> Fields:
+    return {"ram": size("-m", pairs("-m", text, "size", ("size",)).get("size", ""))}
+
+
+def file_reader(option: str, name: str) -> Callable[[str], Fields]:
+    return lambda text: {name: path(option, text)}
+
+
+def read_append(text: str) -> Fields:
+    return {"append": text}
+
+
+def read_bios(text: str) -> Fields:
+    return {"bios": text if text in (BUILT_IN_SBI, NO_FIRMWARE) else path("-bios", text)}
+
+
+def read_drive(text: str) -> Fields:
+    known = ("file", "format", "if", "id", "readonly", "snapshot")
+    given = pairs("-drive", text, "file", known)
+    if "file" not in given:
+        raise ConfigError(f"-drive {text}: needs file=FILE")
+    interface = one_of("-drive if=", given.get("if", "virtio"), ("virtio", "none"))
+    remedy = "; only raw is, so convert it with qemu-img convert -O raw"
+    drive = DriveConfig(
+        file=path("-drive file", given["file"]),
+        id=given.get("id", ""),
+        interface=interface,
+        readonly=switch("-drive", "readonly", given.get("readonly", "off")),
+        snapshot=switch("-drive", "snapshot", given.get("snapshot", "off")),
+        format=one_of("-drive format=", given.get("format", "raw"), ("raw",), remedy),
+    )
+    if interface == "none" and not drive.id:
+        raise ConfigError(f"-drive {text}: needs an id, so that a -device can name it; add id=NAME")
+    return {"drives": (drive,)}
+
+
+def read_device(text: str) -> Fields:
+    if text == "help":
+        raise Help("\n".join(_device_help()))
+    items = _split_commas(text)
+    driver = items[0].removeprefix("driver=")
+    if driver not in DEVICES:
+        hint = near(driver, DEVICES) or f"; there are {', '.join(DEVICES)}"
+        raise ConfigError(f"-device {driver}: no such device{hint}")
+    given = pairs("-device", text, "driver", ("driver", *DEVICES[driver]))
+    del given["driver"]
+    needed = NEEDED.get(driver)
+    if needed and not given.get(needed):
+        raise ConfigError(f"-device {text}: needs {needed}=ID")
+    if len(given.get("serial", "").encode(errors="surrogateescape")) > 20:
+        raise ConfigError(f"-device serial={given['serial']}: has more than 20 bytes; shorten it")
+    return {"devices": (DeviceConfig(driver, tuple(given.items())),)}
+
+
+def _device_help() -> Iterator[str]:
+    yield "Devices and their properties:"
+    for driver, properties in DEVICES.items():
+        yield f"  {driver}"
+        yield from (f"    {name:8} {about}" for name, about in properties.items())
+
+
+def read_chardev(text: str) -> Fields:
+    kinds = {"stdio": (), "pty": (), "null": (), "file": ("path",), "socket": ("path", "server", "wait")}
+    kind = one_of("-chardev", _split_commas(text)[0].removeprefix("backend="), kinds)
+    given = pairs("-chardev", text, "backend", ("backend", "id", *kinds[kind]))
+    if not given.get("id"):
+        raise ConfigError(f"-chardev {text}: needs id=NAME")
+    if "path" in kinds[kind] and not given.get("path"):
+        raise ConfigError(f"-chardev {text}: needs path=FILE")
+    if kind == "socket":
+        kind = "unix"
+        _check_listening("-chardev", text, given)
+    return {"chardevs": (SerialConfig(kind, given.get("path", ""), given["id"]),)}
+
+
+def _check_listening(option: str, text: str, given: dict[str, str]) -> None:
+    if given.get("server", "on") != "on":
+        raise ConfigError(f"{option} {text}: a socket is listened on, never connected to; use server=on")
+    if given.get("wait", "off") != "off":
+        raise ConfigError(f"{option} {text}: the machine starts without waiting for a connection; use wait=off")
+
+
+def read_serial(text: str) -> Fields:
+    kind, colon, rest = text.partition(":")
+    if text in ("stdio", "mon:stdio", "pty", "null", "none"):
+        end = SerialConfig(text)
+    elif colon and kind == "file":
+        end = SerialConfig("file", str(path("-serial file:", rest)))
+    elif colon and kind == "unix":
+        given = pairs("-serial", rest, "path", ("path", "server", "wait"))
+        _check_listening("-serial", text, given)
+        end = SerialConfig("unix", str(path("-serial unix:", given.get("path", ""))))
+    else:
+        kinds = ("stdio", "mon:stdio", "file:PATH", "unix:PATH", "pty", "null", "none")
+        raise ConfigError(f"-serial {text}: not available; use {', '.join(kinds)}")
+    return {"serials": () if end.kind == "none" else (end,)}
+
+
+def read_display(text: str) -> Fields:
+    one_of("-display", text, ("none",), "; there is no display, use -display none")
+    return {}
+
+
+def read_monitor(text: str) -> Fields:
+    one_of("-monitor", text, ("none",), "; there is no monitor, use -monitor none")
+    return {}
+
+
+def read_d(text: str) -> Fields:
+    if text == "help":
+        raise Help("\n".join(["Log items:", *(f"  {name:13} {about}" for name, about in LOG_ITEMS.items())]))
+    items = text.split(",")
+    for item in items:
+        if item not in LOG_ITEMS:
+            raise ConfigError(f"-d {text}: no log item {item!r}{near(item, LOG_ITEMS)} (-d help lists them)")
+    return {"log": frozenset(items)}
+
+
+def read_accel(text: str) -> Fields:
+    given = pairs("-accel", text, "accel", ("accel", "thread"))
+    one_of("-accel", given.get("accel", "tcg"), ("tcg", "kvm", "hvf"))
+    one_of("-accel thread=", given.get("thread", "multi"), ("multi",), "; every hart is a process, use multi")
+    return {}
+
+
+def read_engine(text: str) -> Fields:
+    if text in ("jit", "check"):
+        raise ConfigError(f"--engine {text}: not available yet; use --engine interp")
+    return {"engine": one_of("--engine", text, ("interp",))}
+
+
+def read_version(_: str) -> Fields:
+    raise Help(f"hartbeat {VERSION}")
+
+
+def read_help(_: str) -> Fields:
+    raise Help(help_text())
+
+
+def flag(**fields: Any) -> Callable[[str], Fields]:
+    return lambda _: fields
+
+
+# The table ----------------------------------------------------------------------------------------------------
+
+
+class Option(NamedTuple):
+    """`argument` is '' for a flag. `many` adds to what is there, otherwise the last one counts."""
+
+    names: tuple[str, ...]  # the first is the key in a configuration file
+    argument: str
+    about: str
+    read: Callable[[str], Fields]
+    many: bool = False
+
+
+# fmt: off
+OPTIONS: tuple[Option, ...] = (
+    Option(("machine", "M"), "virt[,dumpdtb=FILE][,dtb-randomness=off]",
+           "the machine; dumpdtb writes its device tree and ends", read_machine),
+    Option(("cpu",), "rv64|max[,EXT=on|off...]", "the harts' ISA extensions; -cpu help lists them", read_cpu),
+    Option(("smp",), "[cpus=]N[,sockets=S][,cores=C][,threads=T]", "number of harts, 1 to 128 (default 1)", read_smp),
+    Option(("m",), "[size=]SIZE", "RAM: 512M, 2G, or a number of MiB (default 128M)", read_m),
+    Option(("kernel",), "FILE", "Linux Image or Image.gz, ELF, or raw binary", file_reader("-kernel", "kernel")),
+    Option(("initrd",), "FILE", "initial RAM disk for the kernel", file_reader("-initrd", "initrd")),
+    Option(("append",), "TEXT", "the kernel's command line", read_append),
+    Option(("bios",), "default|none|FILE",
+           "default: the built-in SBI starts the kernel in S-mode; none: the kernel starts in M-mode; "
+           "FILE: M-mode firmware such as OpenSBI fw_dynamic", read_bios),
+    Option(("dtb",), "FILE", "device tree to use instead of the machine's own", file_reader("-dtb", "dtb")),
+    Option(("drive",), "file=FILE[,if=virtio|none][,id=ID][,format=raw][,readonly=on][,snapshot=on]",
+           "a disk; with if=none a -device virtio-blk-device,drive=ID shows it to the guest", read_drive, True),
+    Option(("snapshot",), "", "write to no drive: changes are kept in memory and lost", flag(snapshot=True)),
+    Option(("device",), "DRIVER[,PROPERTY=VALUE...]", "a device; -device help lists them", read_device, True),
+    Option(("chardev",), "stdio|pty|null|file,path=FILE|socket,path=FILE[,server=on,wait=off],id=ID",
+           "the host's end of a virtconsole", read_chardev, True),
+    Option(("serial",), "stdio|mon:stdio|file:PATH|unix:PATH[,server=on,wait=off]|pty|null|none",
+           "the host's end of the UART (default mon:stdio: the terminal, Ctrl-A x ends the machine)", read_serial),
+    Option(("nographic",), "", "the UART is on the terminal, as it is without this option", flag(nographic=True)),
+    Option(("nodefaults",), "", "no UART on the terminal unless -serial asks for it", flag(nodefaults=True)),
+    Option(("display",), "none", "there is no display", read_display),
+    Option(("monitor",), "none", "there is no monitor", read_monitor),
+    Option(("no-reboot",), "", "end when the guest reboots", flag(reboot=False)),
+    Option(("d",), "ITEM[,ITEM...]", "log to stderr; -d help lists the items", read_d),
+    Option(("D",), "FILE", "log to a file", file_reader("-D", "log_file")),
+    Option(("accel",), "tcg|kvm|hvf", "accepted for QEMU's command lines, has no effect", read_accel),
+    Option(("engine",), "interp", "how instructions are executed", read_engine),
+    Option(("stats",), "", "print what the harts did when the machine ends", flag(stats=True)),
+    Option(("config",), "FILE.toml", "read options from a file; the command line comes after it", flag()),
+    Option(("version",), "", "print the version", read_version),
+    Option(("h", "help"), "", "print this", read_help),
+)
+# fmt: on
+
+BY_NAME = {name: option for option in OPTIONS for name in option.names}
+IN_FILES = tuple(name for name in BY_NAME if name not in ("config", "version", "h", "help"))
+
+
+def help_text() -> str:
+    """What `-h` prints."""
+    lines = ["usage: hartbeat [OPTION...]      every option may have one dash or two", ""]
+    for option in OPTIONS:
+        lines.append(f"{', '.join('-' + name for name in option.names)} {option.argument}".rstrip())
+        lines += textwrap.wrap(option.about, 96, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    return "\n".join(lines)
+
+
+# From arguments and files to a MachineConfig ------------------------------------------------------------------
+
+
+Given = tuple[Option, str]
+
+
+def parse(arguments: list[str]) -> MachineConfig:
+    """The machine that a command line asks for. `ConfigError`, or `Help` if there is something to print."""
+    given = list(_from_arguments(arguments))
+    fields: Fields = {}
+    for option, text in given:
+        if option.names[0] == "config":
+            _apply(fields, _from_file(path("--config", text)))
+    _apply(fields, given)
+    return _finish(fields)
+
+
+def _from_arguments(arguments: list[str]) -> Iterator[Given]:
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-") or argument.strip("-") == "":
+            raise ConfigError(f"{argument!r}: not an option; a disk is given as -drive file={argument}")
+        name, equals, text = argument.lstrip("-").partition("=")
+        option = BY_NAME.get(name)
+        if option is None:
+            raise ConfigError(f"{argument}: unknown option{near(name, BY_NAME)} (-h lists them)")
+        if equals and not (argument.startswith("--") and option.argument):
+            remedy = f"write {option_name(option)} VALUE" if option.argument else "it takes no value"
+            raise ConfigError(f"{argument}: unknown option; {remedy}")
+        if option.argument and not equals:
+            text = next(rest, "--")
+            if text == "--" or (text.startswith("-") and text.lstrip("-") in BY_NAME):
+                raise ConfigError(f"{argument}: needs a value: {option.argument}")
+        yield option, text
+
+
+def option_name(option: Option) -> str:
+    return f"-{option.names[0]}"
+
+
+def _from_file(file: Path) -> Iterator[Given]:
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {file}: {error.strerror}; give a TOML file that can be read") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {file}: is not a text file in UTF-8; give a TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"--config {file}: {error}; see configs/ for examples") from error
+    for key, value in table.items():
+        if key not in IN_FILES:
+            hint = near(key, IN_FILES) or "; the keys are the names of the options in -h"
+            raise ConfigError(f"--config {file}: unknown key {key!r}{hint}")
+        option = BY_NAME[key]
+        yield from ((option, text) for text in _texts(f"--config {file}: {key}", option, value))
+
+
+def _texts(where: str, option: Option, value: object) -> list[str]:
+    """What the option would have been given on a command line: one text for every time."""
+    if not option.argument:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where} = {value!r}: must be true or false")
+        return [""] if value else []
+    if option.many and isinstance(value, list):
+        return [_text(where, item) for item in value]
+    return [_text(where, value)]
+
+
+def _text(where: str, value: object) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{key}={escape(_word(where, item))}" for key, item in value.items())
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    raise ConfigError(f"{where} = {value!r}: must be what the option takes on the command line, as a text")
+
+
+def _word(where: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise ConfigError(f"{where}: {value!r} must be a text, a number, true or false")
+
+
+def _apply(fields: Fields, given: Iterable[Given]) -> None:
+    """Put one source's options into `fields`; what a later source gives counts more."""
+    uarts = 0
+    for option, text in given:
+        uarts += option.names[0] == "serial"
+        if uarts > 1:
+            raise ConfigError(f"-serial {text}: the machine has one UART; use -device virtconsole for more")
+        if "\0" in text:
+            raise ConfigError(f"{option_name(option)} {text!r}: a NUL character has no meaning; take it out")
+        for name, value in option.read(text).items():
+            fields[name] = fields.get(name, ()) + value if option.many else value
+
+
+def _finish(fields: Fields) -> MachineConfig:
+    if fields.pop("nodefaults", False):
+        fields.setdefault("serials", ())
+    return MachineConfig(**fields)

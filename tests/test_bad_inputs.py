@@ -1,0 +1,203 @@
+"""A user's mistake is one line on stderr that names the value, and status 2; nothing is started."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from smp import cli, devicetree
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with some files, which is the current one; `smp.machine` only plans the boot."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kernel").write_bytes(b"\x6f\0\0\0")
+    (tmp_path / "initrd").write_bytes(bytes(20 << 20))
+    (tmp_path / "disk.img").write_bytes(bytes(512))
+    (tmp_path / "other.img").write_bytes(bytes(512))
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "x86").write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\0\x3e\0" + bytes(64))
+    (tmp_path / "short").write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9))
+    (tmp_path / "broken.toml").write_text("smp = \n")
+    (tmp_path / "key.toml").write_text('kernal = "kernel"\n')
+    (tmp_path / "flag.toml").write_text('snapshot = "yes"\n')
+    (tmp_path / "kind.toml").write_text("smp = [1, 2]\n")
+    (tmp_path / "date.toml").write_text("m = 2024-01-01\n")
+    (tmp_path / "nul.toml").write_text('append = "a\\u0000b"\n')
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "folder").mkdir()
+    machine = ModuleType("smp.machine")
+    machine.run_machine = lambda config: devicetree.plan_boot(config) and 0
+    monkeypatch.setitem(sys.modules, "smp.machine", machine)
+    return tmp_path
+
+
+# A command line, and words that the message must have: the value, and what to do instead.
+BAD = [
+    ("", "nothing to start -kernel"),
+    ("-bogus", "-bogus unknown"),
+    ("--kernal kernel", "--kernal kernel"),
+    ("-kernel=kernel", "-kernel=kernel -kernel VALUE"),
+    ("--snapshot=on", "--snapshot=on no value"),
+    ("kernel", "'kernel' -drive"),
+    ("-", "'-'"),
+    ("--", "'--'"),
+    ("-kernel", "-kernel FILE"),
+    ("-kernel -smp 2", "-kernel FILE"),
+    ("-M q35 -kernel kernel", "q35 virt"),
+    ("-M virt,aclint=on -kernel kernel", "aclint known"),
+    ("-M virt,dumpdtb=nowhere/a.dtb", "nowhere/a.dtb"),
+    ("-M virt,dumpdtb=folder", "folder directory"),
+    ("-M virt,dumpdtb=", "dumpdtb"),
+    ("-M virt,dtb-randomness=maybe", "dtb-randomness=maybe off"),
+    ("-cpu rv32 -kernel kernel", "rv32 rv64"),
+    ("-cpu rv64,zaca=on -kernel kernel", "zaca zacas"),
+    ("-cpu rv64,zacas=maybe -kernel kernel", "zacas=maybe zacas=off"),
+    ("-cpu rv64,zacas -kernel kernel", "zacas zacas=on"),
+    ("-cpu rv64,v=on -kernel kernel", "v=on off"),
+    ("-cpu rv64,i=off -kernel kernel", "i=off"),
+    ("-cpu rv64,sv39=off -kernel kernel", "sv39=off"),
+    ("-cpu rv64,zca=off -kernel kernel", "zca"),
+    ("-cpu rv64,c=off,zcb=on -kernel kernel", "zcb=on c=on"),
+    ("-smp 0 -kernel kernel", "0 1 128"),
+    ("-smp 129 -kernel kernel", "129 128"),
+    ("-smp -1 -kernel kernel", "-1 number"),
+    ("-smp two -kernel kernel", "two number"),
+    ("-smp 99999999999999999999 -kernel kernel", "99999999999999999999"),
+    ("-smp 4,cores=3 -kernel kernel", "4,cores=3 equal"),
+    ("-smp cpus=4,sockets=2,cores=2,threads=2 -kernel kernel", "sockets 8 4"),
+    ("-smp 4,cores=0 -kernel kernel", "cores=0"),
+    ("-smp 2,maxcpus=4 -kernel kernel", "maxcpus"),
+    ("-smp 4,core=4 -kernel kernel", "core cores"),
+    ("-smp 4,cores=2,cores=2 -kernel kernel", "cores twice"),
+    ("-m 64K -kernel kernel", "64K 16M"),
+    ("-m 0 -kernel kernel", "16M"),
+    ("-m 2T -kernel kernel", "2T 1T"),
+    ("-m lots -kernel kernel", "lots 512M"),
+    ("-m 16777217b -kernel kernel", "16777217b 4096"),
+    ("-m 1G,slots=2 -kernel kernel", "slots"),
+    ("-kernel nowhere", "nowhere no such file"),
+    ("-kernel kernl", "kernl kernel"),
+    ("-kernel nowhere/kernel", "nowhere/kernel directory"),
+    ("-kernel folder", "folder directory"),
+    ("-kernel empty", "empty"),
+    ("-kernel x86", "x86-64 riscv64"),
+    ("-kernel short", "short truncated"),
+    ("-kernel " + "k" * 300, "kkk"),
+    ("-initrd initrd", "initrd -kernel"),
+    ("-append quiet", "quiet -kernel"),
+    ("-kernel kernel -initrd nowhere", "nowhere"),
+    ("-kernel kernel -initrd initrd -m 16M", "16M 24M"),
+    ("-kernel kernel -bios nowhere", "nowhere"),
+    ("-kernel kernel -bios x86", "-bios x86 riscv64"),
+    ("-bios none", "-kernel"),
+    ("-kernel kernel -dtb kernel", "-dtb kernel dtc"),
+    ("-kernel kernel -drive if=virtio", "if=virtio file=FILE"),
+    ("-kernel kernel -drive file=nowhere.img", "nowhere.img"),
+    ("-kernel kernel -drive file=dsk.img", "dsk.img disk.img"),
+    ("-kernel kernel -drive file=folder", "folder directory"),
+    ("-kernel kernel -drive file=disk.img,format=qcow2", "qcow2 qemu-img"),
+    ("-kernel kernel -drive file=disk.img,if=ide", "if=ide virtio"),
+    ("-kernel kernel -drive file=disk.img,cache=none", "cache known"),
+    ("-kernel kernel -drive file=disk.img,readonly=yes", "readonly=yes readonly=on"),
+    ("-kernel kernel -drive file=disk.img,if=none", "id"),
+    ("-kernel kernel -drive file=disk.img,if=none,id=d", "d -device"),
+    ("-kernel kernel -drive file=disk.img,id=d -drive file=other.img,id=d", "id=d 2"),
+    ("-kernel kernel -drive file=disk.img -drive file=disk.img", "disk.img 2"),
+    ("-kernel kernel -drive file=disk.img,id=d -device virtio-blk-device,drive=d", "drive=d if=none"),
+    ("-kernel kernel -device virtio-blk-device", "drive=ID"),
+    ("-kernel kernel -device virtio-blk-device,drive=d", "drive=d -drive"),
+    ("-kernel kernel -device virtio-blk-pci,drive=d", "virtio-blk-pci virtio-blk-device"),
+    ("-kernel kernel -device virtio-rng-device,max-bytes=1", "max-bytes known"),
+    ("-kernel kernel -device virtio-net-device", "virtio-net-device"),
+    ("-kernel kernel -device virtconsole,chardev=c", "virtconsole virtio-serial-device"),
+    ("-kernel kernel -device virtio-serial-device -device virtconsole,chardev=c", "chardev=c -chardev"),
+    ("-kernel kernel -chardev pty,id=c", "c virtconsole"),
+    ("-kernel kernel -chardev pty", "id=NAME"),
+    ("-kernel kernel -chardev file,id=c", "path=FILE"),
+    ("-kernel kernel -chardev tcp,id=c", "tcp stdio"),
+    (
+        "-kernel kernel -device virtio-serial-device -chardev stdio,id=c -device virtconsole,chardev=c",
+        "stdio -serial none",
+    ),
+    ("-kernel kernel" + 33 * " -device virtio-rng-device", "33 32"),
+    ("-kernel kernel -display gtk", "gtk none"),
+    ("-kernel kernel -monitor stdio", "stdio none"),
+    ("-kernel kernel -serial tcp:1234", "tcp:1234 unix"),
+    ("-kernel kernel -serial file:", "file"),
+    ("-kernel kernel -serial file:nowhere/log", "nowhere"),
+    ("-kernel kernel -serial unix:s,server=off", "server=off server=on"),
+    ("-kernel kernel -serial unix:s,wait=on", "wait=on wait=off"),
+    ("-kernel kernel -serial unix:kernel", "kernel socket"),
+    ("-kernel kernel -serial unix:" + "s" * 120, "107"),
+    ("-kernel kernel -serial null -serial null", "one UART"),
+    ("-kernel kernel -d everything", "everything help"),
+    ("-kernel kernel -d int,,exec", "''"),
+    ("-kernel kernel -d int -D nowhere/log", "nowhere/log"),
+    ("-kernel kernel -D log", "log -d"),
+    ("-kernel kernel -accel xen", "xen tcg"),
+    ("-kernel kernel -accel tcg,thread=single", "single multi"),
+    ("-kernel kernel --engine jit", "jit interp"),
+    ("-kernel kernel --engine check", "check interp"),
+    ("-kernel kernel --engine fast", "fast interp"),
+    ("--config nowhere.toml", "nowhere.toml"),
+    ("--config folder", "folder directory"),
+    ("--config broken.toml", "broken.toml line 1"),
+    ("--config key.toml", "key.toml kernal kernel"),
+    ("--config flag.toml", "flag.toml snapshot yes true"),
+    ("--config kind.toml", "kind.toml smp"),
+    ("--config date.toml", "date.toml m"),
+    ("--config nul.toml", "NUL"),
+    ("--config binary.toml", "binary.toml UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), BAD, ids=[line[:60] for line, _ in BAD])
+def test_one_line_names_the_value_and_the_way_out(place, capsys, line, words):
+    assert cli.main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("hartbeat: ") and err.count("\n") == 1 and err.endswith("\n")
+    for word in words.split():
+        assert word in err
+
+
+def test_control_characters_of_a_name_are_shown(place, capsys):
+    assert cli.main(["-kernel", "a\n\x1b[2Jb"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "\x1b" not in err and r"a\n\x1b[2Jb" in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_file_is_named(place, capsys):
+    (place / "kernel").chmod(0)
+    assert cli.main(["-kernel", "kernel"]) == 2
+    assert "kernel: may not be read" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
+def test_a_drive_that_may_not_be_written_needs_readonly(place, capsys):
+    (place / "disk.img").chmod(0o400)
+    assert cli.main(["-kernel", "kernel", "-drive", "file=disk.img"]) == 2
+    assert "readonly=on" in capsys.readouterr().err
+    assert cli.main(["-kernel", "kernel", "-drive", "file=disk.img,readonly=on"]) == 0
+
+
+def test_what_is_right_is_started(place):
+    line = "-kernel kernel -drive file=disk.img -drive file=disk.img,if=none,id=d,snapshot=on"
+    assert cli.main([*line.split(), "-device", "virtio-blk-device,drive=d"]) == 0
+
+
+@pytest.mark.parametrize("arguments", [["-smp", "0"], ["-kernel", "/nowhere"], ["--config", "/nowhere"]])
+def test_the_command_ends_with_status_2(arguments):
+    run = subprocess.run(
+        [sys.executable, "-m", "smp", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 2 and run.stdout == ""
+    assert run.stderr.startswith("hartbeat: ") and run.stderr.count("\n") == 1

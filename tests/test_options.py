@@ -1,0 +1,246 @@
+"""The command line: every option reaches the field it is for, and files and arguments mean the same."""
+
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mem import fdt
+from smp import cli, cpu, options
+from smp.config import ConfigError, DeviceConfig, DriveConfig, MachineConfig, SerialConfig
+from smp.cpu import parse_cpu
+
+ROOT = Path(__file__).resolve().parent.parent
+MIB = 1 << 20
+
+
+def parse(*arguments: str) -> MachineConfig:
+    return options.parse(list(arguments))
+
+
+def test_nothing_given_is_the_default_machine():
+    assert parse() == MachineConfig()
+    assert parse().serials == (SerialConfig("mon:stdio"),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields"),
+    [
+        (["-M", "virt"], {}),
+        (
+            ["--machine", "virt,dumpdtb=a,,b.dtb,dtb-randomness=off"],
+            {"dumpdtb": Path("a,b.dtb"), "dtb_randomness": False},
+        ),
+        (["-machine", "type=virt,accel=kvm"], {}),
+        (["-smp", "4"], {"harts": 4}),
+        (["--smp=4"], {"harts": 4}),
+        (["-smp", "cpus=8,sockets=2,cores=2,threads=2"], {"harts": 8}),
+        (["-smp", "8,sockets=2"], {"harts": 8}),
+        (["-smp", "sockets=2,cores=3"], {"harts": 6}),
+        (["-smp", "4,maxcpus=4"], {"harts": 4}),
+        (["-m", "64M"], {"ram": 64 * MIB}),
+        (["-m", "1024"], {"ram": 1024 * MIB}),
+        (["-m", "size=1.5g"], {"ram": 1536 * MIB}),
+        (["-m", "16777216b"], {"ram": 16 * MIB}),
+        (["-kernel", "a,b"], {"kernel": Path("a,b")}),
+        (["-initrd", "i", "-append", "a=b, c"], {"initrd": Path("i"), "append": "a=b, c"}),
+        (["-append", ""], {"append": ""}),
+        (["-bios", "none"], {"bios": "none"}),
+        (["-bios", "fw.bin"], {"bios": Path("fw.bin")}),
+        (["-dtb", "a.dtb"], {"dtb": Path("a.dtb")}),
+        (["-drive", "file=d.img"], {"drives": (DriveConfig(Path("d.img")),)}),
+        (
+            ["-drive", "file=a,,b=c,format=raw,if=none,id=d,readonly=on,snapshot=on"],
+            {"drives": (DriveConfig(Path("a,b=c"), "d", "none", True, True, "raw"),)},
+        ),
+        (["-drive", "file=a", "-drive", "file=b"], {"drives": (DriveConfig(Path("a")), DriveConfig(Path("b")))}),
+        (["-snapshot"], {"snapshot": True}),
+        (["-device", "virtio-rng-device"], {"devices": (DeviceConfig("virtio-rng-device"),)}),
+        (
+            ["-device", "virtio-blk-device,drive=d,serial=x"],
+            {"devices": (DeviceConfig("virtio-blk-device", (("drive", "d"), ("serial", "x"))),)},
+        ),
+        (["-nographic"], {"nographic": True}),
+        (["-display", "none", "-monitor", "none"], {}),
+        (["-nodefaults"], {"serials": ()}),
+        (["-nodefaults", "-serial", "stdio"], {"serials": (SerialConfig("stdio"),)}),
+        (["-serial", "none"], {"serials": ()}),
+        (["-serial", "file:a,b"], {"serials": (SerialConfig("file", "a,b"),)}),
+        (["-serial", "unix:/s,server=on,wait=off"], {"serials": (SerialConfig("unix", "/s"),)}),
+        (["-serial", "unix:/s,server,wait=off"], {"serials": (SerialConfig("unix", "/s"),)}),
+        (["-chardev", "pty,id=c"], {"chardevs": (SerialConfig("pty", "", "c"),)}),
+        (["-chardev", "socket,path=/s,server=on,id=c"], {"chardevs": (SerialConfig("unix", "/s", "c"),)}),
+        (["-no-reboot"], {"reboot": False}),
+        (["-d", "int,unimp", "-D", "log"], {"log": frozenset({"int", "unimp"}), "log_file": Path("log")}),
+        (["-accel", "tcg,thread=multi"], {}),
+        (["--engine", "interp", "--stats"], {"stats": True}),
+        (["-smp", "2", "-smp", "3"], {"harts": 3}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_option_reaches_its_field(arguments, fields):
+    assert parse(*arguments) == MachineConfig(**fields)
+
+
+def test_every_option_has_a_text_in_help():
+    text = options.help_text()
+    for option in options.OPTIONS:
+        assert f"-{option.names[-1]}" in text and option.about
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_every_name_belongs_to_one_option():
+    assert len(options.BY_NAME) == sum(len(option.names) for option in options.OPTIONS)
+
+
+@pytest.mark.parametrize("arguments", ["-h", "--help", "-version", "-cpu help", "-d help", "-device help", "-M help"])
+def test_help_goes_to_stdout_with_status_0(arguments, capsys):
+    assert cli.main(arguments.split()) == 0
+    out, err = capsys.readouterr()
+    assert out and not err
+
+
+def test_version_is_the_projects():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == options.VERSION
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), min_size=1, max_size=3))
+def test_escaped_values_come_back(values):
+    text = ",".join(f"k{n}={options.escape(value)}" for n, value in enumerate(values))
+    known = [f"k{n}" for n in range(len(values))]
+    assert list(options.pairs("-x", text, "k0", known).values()) == values
+
+
+@given(st.integers(0, 1 << 40))
+def test_sizes_in_bytes_are_exact(size):
+    assert options.size("-m", f"{size}b") == size
+
+
+# Configuration files
+
+
+@pytest.fixture
+def toml(tmp_path):
+    def write(text: str) -> str:
+        (tmp_path / "machine.toml").write_text(text)
+        return str(tmp_path / "machine.toml")
+
+    return write
+
+
+def test_a_file_means_what_the_arguments_mean(toml):
+    file = toml(
+        'machine = "virt"\nsmp = 4\nm = "64M"\nkernel = "k"\nappend = "x y"\nno-reboot = true\nsnapshot = false\n'
+        'drive = ["file=a,,b,if=none,id=d"]\nd = "int"\n'
+        '[[device]]\ndriver = "virtio-blk-device"\ndrive = "d"\n'
+    )
+    arguments = ["-smp", "4", "-m", "64M", "-kernel", "k", "-append", "x y", "-no-reboot", "-d", "int"]
+    arguments += ["-drive", "file=a,,b,if=none,id=d", "-device", "virtio-blk-device,drive=d"]
+    assert parse("--config", file) == parse(*arguments)
+
+
+def test_tables_are_lists_of_properties(toml):
+    file = toml('smp = { cores = 6 }\n[[drive]]\nfile = "a,b"\nreadonly = true\n')
+    config = parse("--config", file)
+    assert config.harts == 6 and config.drives == (DriveConfig(Path("a,b"), readonly=True),)
+
+
+def test_the_command_line_overrides_a_file_wherever_it_is_named(toml):
+    file = toml('smp = 4\nm = "64M"\nserial = "null"\ndrive = "file=a"\n')
+    for arguments in (["-smp", "2", "--config", file], ["--config", file, "-smp", "2"]):
+        config = parse(*arguments, "-serial", "pty", "-drive", "file=b")
+        assert (config.harts, config.ram) == (2, 64 * MIB)
+        assert config.serials == (SerialConfig("pty"),)
+        assert [drive.file.name for drive in config.drives] == ["a", "b"]
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("configs/*.toml")), ids=lambda file: file.name)
+def test_the_projects_configurations_are_machines(file):
+    assert isinstance(parse("--config", str(file)), MachineConfig)
+
+
+# -cpu
+
+
+def test_every_extension_is_on_by_default_and_can_be_turned_off():
+    for row in cpu.EXTENSIONS:
+        assert parse_cpu("rv64").has(row.name)
+    for name in cpu.OPTIONAL:
+        config = parse_cpu(f"rv64,{name}=off")
+        assert not config.has(name)
+        assert name not in config.isa_extensions()
+    assert parse_cpu("max") == parse_cpu("rv64")
+
+
+@given(st.lists(st.sampled_from(cpu.OPTIONAL), unique=True))
+def test_whatever_is_turned_off_takes_along_what_requires_it(names):
+    config = parse_cpu(",".join(["rv64", *(f"{name}=off" for name in names)]))
+    assert not any(config.has(name) for name in names)
+    for row in cpu.EXTENSIONS:
+        if config.has(row.name):
+            assert all(config.has(need) for need in row.requires)
+
+
+def test_bits_are_stable():
+    assert parse_cpu("rv64").misa == 0x8000_0000_0014_112D
+    assert (cpu.EXT_ZACAS, cpu.EXT_SSTC, cpu.EXT_SV57) == (1 << 38, 1 << 54, 1 << 57)
+
+
+def test_isa_string():
+    text = parse_cpu("rv64,zfa=off,svadu=off").isa_string()
+    assert text.startswith("rv64imafdc_zicbom_zicbop_")
+    assert "_zfa" not in text and "_svadu" not in text and "pmp" not in text and "sv57" not in text
+    assert parse_cpu("rv64,f=off").isa_string().startswith("rv64imac_")
+    assert parse_cpu("rv64,d=off").has("zca") and not parse_cpu("rv64,d=off").has("zcd")
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [("rv64", 57), ("rv64,sv57=off", 48), ("rv64,sv48=off", 39), ("rv64,sv48=on", 48), ("rv64,sv39=on", 39),
+     ("rv64,sv57=on", 57), ("rv64,sv39=on,sv48=on,sv57=on", 57)],
+)  # fmt: skip
+def test_mmu_modes_are_limited_as_in_qemu(text, bits):
+    assert parse_cpu(text).mmu == bits
+
+
+def test_asking_for_an_extension_without_what_it_requires_is_refused():
+    with pytest.raises(ConfigError, match="-cpu d=on: needs f=on"):
+        parse_cpu("rv64,f=off,d=on")
+
+
+def test_what_is_never_there_may_be_turned_off():
+    assert parse_cpu("rv64,v=off,h=off") == parse_cpu("rv64")
+
+
+# The command
+
+
+def test_the_machine_is_run_with_what_was_asked_for(monkeypatch, tmp_path):
+    asked = []
+    machine = ModuleType("smp.machine")
+    machine.run_machine = lambda config: asked.append(config) or 7
+    monkeypatch.setitem(sys.modules, "smp.machine", machine)
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"\x6f\0\0\0")
+    assert cli.main(["-kernel", str(kernel), "-smp", "2"]) == 7
+    assert asked == [MachineConfig(harts=2, kernel=kernel)]
+
+
+def test_dumpdtb_writes_the_tree_and_starts_nothing(tmp_path, capsys):
+    assert cli.main(["-M", f"virt,dumpdtb={tmp_path}/a.dtb", "-smp", "3"]) == 0
+    root, _ = fdt.decode((tmp_path / "a.dtb").read_bytes())
+    assert [child.name for child in root.find("/cpus").children] == ["cpu@0", "cpu@1", "cpu@2", "cpu-map"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_block_devices_are_in_the_order_of_their_slots():
+    config = parse(
+        *("-drive", "file=a,if=none,id=a", "-drive", "file=b"),
+        *("-device", "virtio-rng-device", "-device", "virtio-blk-device,drive=a"),
+    )
+    assert [drive.file.name for drive, _ in config.block_devices()] == ["b", "a"]

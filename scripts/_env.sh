@@ -21,7 +21,7 @@ install_packages() {
     fi
     say "installing $*"
     export DEBIAN_FRONTEND=noninteractive
-    { apt-get -qq update && apt-get -qq install -y --no-install-recommends "$@"; } </dev/null >&2 ||
+    { apt-get -qq update && apt-get -qq install -y --no-install-recommends "$@"; } </dev/null >/dev/null ||
         die "apt-get install $* failed; see its messages above"
 }
 
@@ -37,10 +37,10 @@ find_python() {
     return 1
 }
 
-# ensure_environment [EXTRA]: the environment with what pyproject.toml asks for (and its EXTRA), activated.
+# ensure_environment EXTRA: the environment with what pyproject.toml asks for, and its EXTRA unless empty; activated.
 # A stamp per EXTRA, made of all that decides the contents, tells that nothing is left to do.
 ensure_environment() {
-    local extra=${1:-} python stamp wanted
+    local extra=$1 python stamp wanted
     python=$(find_python) || die "no Python 3.11 or newer (${PYTHON:-python3}); install one, or set PYTHON to it"
     stamp=$venv/hartbeat-stamp${extra:+-$extra}
     wanted=$({ cat "$root/pyproject.toml"; echo "$root $python"; "$python" -V; } | sha256sum)

@@ -152,12 +152,14 @@ def fetch_parts(cache: Path) -> Path:
 
 
 def _make_current(cache: Path, parts: Path) -> None:
+    # The one before stays: a machine may be running from it, and reads it again when it reboots.
+    kept = {parts.name, (cache / "current").resolve().name}
     link = cache / "current.new"
     link.unlink(missing_ok=True)
     link.symlink_to(parts.name)
     link.replace(cache / "current")
     for old in cache.glob("parts-*"):
-        if old != parts:
+        if old.name not in kept:
             shutil.rmtree(old)
 
 
@@ -400,7 +402,7 @@ def _checked(command: list[str], cwd: Path) -> str:
         errors = [line[3:] for line in done.stderr.splitlines() if line.startswith("E: ")]
         reason = (errors or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0].strip()
         action = " ".join([Path(command[0]).name, *(word for word in command[1:] if word == "update")])
-        raise GuestError(f"{action}: {reason}; try again with --refresh when apt works here, or {OWN_KERNEL}")
+        raise GuestError(f"{action}: {reason}; try again when apt works here, or {OWN_KERNEL}")
     return done.stdout
 
 

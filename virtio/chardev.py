@@ -1,0 +1,309 @@
+"""The host's end of a serial line or console: terminal, file, socket, pty or nothing.
+
+A character device has two buffers.  The event loop waits for the file descriptors of `interest` and calls `ready`;
+nothing here blocks.  The mux of `-nographic` takes the keys after Ctrl-A, as QEMU's does.
+"""
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import stat
+import sys
+import termios
+import tty
+from collections.abc import Callable
+from typing import Any
+
+IN, OUT = select.EPOLLIN, select.EPOLLOUT
+INPUT_LIMIT = 4096  # bytes kept for a guest that does not read
+OUTPUT_LIMIT = 65536  # bytes kept for a host end that does not; then the guest waits
+ESCAPE = 0x01  # Ctrl-A
+HELP = b"""\r
+C-a h    print this help\r
+C-a x    exit\r
+C-a c    the monitor, which is not available\r
+C-a C-a  send C-a\r
+"""
+
+
+class Chardev:
+    """The end that leads nowhere, and the base of the others."""
+
+    def __init__(self) -> None:
+        self.input, self.output = bytearray(), bytearray()
+
+    def start(self) -> None:
+        """The I/O process takes over."""
+
+    def interest(self) -> dict[int, int]:
+        """File descriptors to wait for, with epoll's events."""
+        return {}
+
+    def ready(self, fd: int, events: int) -> None:
+        """A descriptor of `interest` has something for us."""
+
+    def write(self, data: bytes) -> None:
+        """Send to the host; ask `has_room` first."""
+
+    def has_room(self) -> bool:
+        """Whether more output is welcome."""
+        return len(self.output) < OUTPUT_LIMIT
+
+    def read(self, limit: int) -> bytes:
+        """Up to `limit` bytes that came from the host."""
+        data = bytes(self.input[:limit])
+        del self.input[:limit]
+        return data
+
+    def flush(self) -> None:
+        """Send what the host end takes now."""
+
+    def size(self) -> tuple[int, int]:
+        """Columns and rows, (0, 0) when there are none."""
+        return 0, 0
+
+    def close(self) -> None:
+        """Give the host's end back as it was."""
+
+
+class FdChardev(Chardev):
+    """Bytes from one descriptor and to another; -1 where there is none.  `lossy` drops the oldest output."""
+
+    def __init__(self, source: int, sink: int, lossy: bool = False) -> None:
+        super().__init__()
+        self.source, self.sink, self.lossy = source, sink, lossy
+        self.broken = False
+
+    def interest(self) -> dict[int, int]:
+        wanted: dict[int, int] = {}
+        if self.source >= 0 and len(self.input) < INPUT_LIMIT:
+            wanted[self.source] = IN
+        if self.output and self.sink >= 0:
+            wanted[self.sink] = wanted.get(self.sink, 0) | OUT
+        return wanted
+
+    def ready(self, fd: int, events: int) -> None:
+        if fd == self.source and events & ~OUT:
+            self._receive()
+        if fd == self.sink and events & ~IN:
+            self.flush()
+
+    def _receive(self) -> None:
+        try:
+            data = os.read(self.source, INPUT_LIMIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self.received(data)
+        else:
+            self.ended()
+
+    def received(self, data: bytes) -> None:
+        """Bytes came from the host."""
+        self.input += data
+
+    def ended(self) -> None:
+        """The host's end sends no more."""
+        self.source = -1
+
+    def write(self, data: bytes) -> None:
+        if self.sink < 0:
+            return
+        self.output += data
+        self.flush()
+        if self.lossy and len(self.output) >= OUTPUT_LIMIT:
+            del self.output[: -(OUTPUT_LIMIT // 2)]
+
+    def flush(self) -> None:
+        while self.output and self.sink >= 0:
+            try:
+                count = self.send(bytes(self.output[:4096]))
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.lost(error)
+                return
+            del self.output[:count]
+
+    def send(self, data: bytes) -> int:
+        """Write what the sink takes without blocking, or raise BlockingIOError."""
+        return os.write(self.sink, data)
+
+    def lost(self, error: OSError) -> None:
+        """The sink failed: output goes nowhere from now on."""
+        self.sink = -1
+        self.output.clear()
+        if error.errno != errno.EPIPE:
+            print(f"hartbeat: console output: {error.strerror}; it is dropped", file=sys.stderr)
+
+    def close(self) -> None:
+        for fd in {self.source, self.sink} - {-1}:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self.source = self.sink = -1
+
+
+def _without_blocking(fd: int) -> int:
+    """The same terminal or pipe opened anew, non-blocking: the flag of `fd` itself is shared with the shell."""
+    kind = os.fstat(fd).st_mode
+    if not (stat.S_ISCHR(kind) or stat.S_ISFIFO(kind)):
+        return os.dup(fd)
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return os.dup(fd)
+
+
+class Stdio(FdChardev):
+    """Standard input and output; a terminal is raw while the machine runs.
+
+    mux: Ctrl-A commands, and Ctrl-C belongs to the guest; without it the terminal's signals stay (as in QEMU).
+    """
+
+    def __init__(self, mux: bool, source: int = 0, sink: int = 1) -> None:
+        super().__init__(source, sink)
+        self.mux, self.terminal, self.escaped = mux, source, False
+        self.saved: list[Any] | None = None
+        self.quit: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        if self.source >= 0 and os.isatty(self.source):
+            self.saved = termios.tcgetattr(self.source)
+            self.enter_raw()
+        self.sink = _without_blocking(self.sink)
+
+    def enter_raw(self) -> None:
+        """Every key goes to the guest; output keeps its newlines."""
+        if self.saved is None:
+            return
+        mode: list[Any] = [list(part) if isinstance(part, list) else part for part in self.saved]
+        mode[0] &= ~(
+            termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR
+            | termios.IGNCR | termios.ICRNL | termios.IXON
+        )  # fmt: skip
+        mode[1] |= termios.OPOST
+        mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+        mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN)
+        if self.mux:
+            mode[3] &= ~termios.ISIG
+        mode[tty.CC][termios.VMIN], mode[tty.CC][termios.VTIME] = 1, 0
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(self.terminal, termios.TCSADRAIN, mode)
+
+    def send(self, data: bytes) -> int:
+        if os.get_blocking(self.sink) and not select.select([], [self.sink], [], 0)[1]:
+            raise BlockingIOError
+        return os.write(self.sink, data[:512])
+
+    def received(self, data: bytes) -> None:
+        if not self.mux:
+            self.input += data
+            return
+        for byte in data:
+            if self.escaped:
+                self.escaped = False
+                self._command(byte)
+            elif byte == ESCAPE:
+                self.escaped = True
+            else:
+                self.input.append(byte)
+
+    def _command(self, byte: int) -> None:
+        match chr(byte):
+            case "x":
+                self.write(b"\r\nhartbeat: terminated\r\n")
+                self.quit()
+            case "h" | "?":
+                self.write(HELP)
+            case "c":
+                self.write(b"\r\nhartbeat: the monitor is not available\r\n")
+            case "\x01":
+                self.input.append(ESCAPE)
+
+    def size(self) -> tuple[int, int]:
+        try:
+            return tuple(os.get_terminal_size(self.terminal))  # type: ignore[return-value]
+        except OSError:
+            return 0, 0
+
+    def close(self) -> None:
+        if self.saved is not None:
+            restore_terminal(self.terminal, self.saved)
+            self.saved = None
+
+
+def save_terminal(fd: int = 0) -> list[Any] | None:
+    """The terminal's mode, for `restore_terminal`; None when it is no terminal."""
+    return termios.tcgetattr(fd) if os.isatty(fd) else None
+
+
+def restore_terminal(fd: int, saved: list[Any] | None) -> None:
+    """Put a terminal back as it was."""
+    if saved is not None:
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(fd, termios.TCSADRAIN, saved)
+
+
+class Unix(FdChardev):
+    """A listening socket: one client at a time, the next when it has gone; output without a client is lost."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(-1, -1)
+        self.path = path
+        if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
+            os.unlink(path)
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(path)
+        self.listener.listen(1)
+        self.listener.setblocking(False)
+        self.owner = os.getpid()
+
+    def start(self) -> None:
+        self.owner = os.getpid()
+
+    def interest(self) -> dict[int, int]:
+        return super().interest() if self.source >= 0 else {self.listener.fileno(): IN}
+
+    def ready(self, fd: int, events: int) -> None:
+        if fd != self.listener.fileno():
+            super().ready(fd, events)
+            return
+        with contextlib.suppress(OSError):
+            client, _ = self.listener.accept()
+            client.setblocking(False)
+            self.source = self.sink = client.detach()
+
+    def ended(self) -> None:
+        if self.source >= 0:
+            os.close(self.source)
+        self.source = self.sink = -1
+        self.output.clear()
+
+    def lost(self, error: OSError) -> None:
+        self.ended()
+
+    def close(self) -> None:
+        super().close()
+        self.listener.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+
+
+def open_file(path: str) -> Chardev:
+    """Output goes to a new file; there is no input."""
+    return FdChardev(-1, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666))
+
+
+def open_pty(label: str) -> Chardev:
+    """A new pseudo-terminal, whose name is printed.  Our own open end keeps it alive while nobody else has it."""
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    os.set_blocking(master, False)
+    print(f"char device redirected to {os.ttyname(slave)} (label {label})", file=sys.stderr, flush=True)
+    made = FdChardev(master, master, lossy=True)
+    made.slave = slave  # type: ignore[attr-defined]
+    return made

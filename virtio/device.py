@@ -1,0 +1,54 @@
+"""What a virtio back-end is: it knows its queues and its configuration, and nothing of the transport."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from virtio.chardev import Chardev
+from virtio.queue import Queue
+
+
+class Device:
+    """Base of the back-ends.
+
+    `start` hands over the queues when the driver is ready, `handle` tells of work in one of them, `poll` is called
+    whenever the I/O process has been awake, `stop` comes with a reset.  What they raise costs the driver a reset.
+    """
+
+    kind: ClassVar[int] = 0  # the device id of virtio 1.2, 5
+    name: ClassVar[str] = ""
+    queue_sizes: tuple[int, ...] = ()
+    queues: list[Queue]  # while the driver is ready
+    negotiated = 0
+    features = 0  # bits beyond those of rings and transport
+    host: Chardev | None = None  # what the event loop watches for it
+    config_changed: Callable[[], None] = staticmethod(lambda: None)
+
+    def config(self) -> bytes:
+        """The configuration space as the driver reads it."""
+        return b""
+
+    def configure(self, offset: int, data: bytes) -> None:
+        """The driver writes to the configuration space."""
+
+    def start(self, queues: list[Queue], features: int) -> None:
+        """The driver is ready (DRIVER_OK)."""
+        self.queues, self.negotiated = queues, features
+
+    def handle(self, index: int) -> None:
+        """The driver has put requests into a queue."""
+
+    def poll(self) -> None:
+        """Look after the host's side."""
+
+    def resized(self) -> None:
+        """The host's terminal may have another size."""
+
+    def stop(self) -> None:
+        """The driver resets the device: forget its queues."""
+        self.queues = []
+        self.negotiated = 0
+
+    def close(self) -> None:
+        """The machine ends."""
+        if self.host:
+            self.host.close()

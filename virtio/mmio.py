@@ -1,0 +1,219 @@
+"""The back half of virtio-mmio (virtio 1.2, 4.2): status, features, queue set-up, interrupts of one slot.
+
+The guest reads the window's memory (mem/window.py) and its writes come here one at a time; this keeps the window
+what it should be read as.  It knows no device but through virtio/device.py.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mem import regions
+from mem.atomics import py_fence, py_store32
+from mem.window import (
+    CONFIG_BYTES,
+    MAGIC,
+    VERSION,
+    Register,
+    Window,
+    window_raise,
+    window_reset_interrupt,
+)
+from virtio.device import Device
+from virtio.queue import Queue, QueueError, Ram
+
+VENDOR = 0x554D_4551  # the vendor that drivers know from QEMU
+ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
+INDIRECT_DESC, EVENT_IDX, VERSION_1 = 1 << 28, 1 << 29, 1 << 32
+USED_BUFFER, CONFIG_CHANGE = 1, 2
+
+
+def log(text: str) -> None:
+    """One line on stderr."""
+    print(f"hartbeat: {text}", file=sys.stderr, flush=True)
+
+
+class Transport:
+    """One slot's registers with the device behind them."""
+
+    def __init__(self, slot: int, device: Device, ram: Ram) -> None:
+        self.slot, self.device, self.ram = slot, device, ram
+        self.window: Any = Window.at(regions.WINDOWS + slot * Window.sizeof())
+        self.offered = device.features | VERSION_1 | INDIRECT_DESC | EVENT_IDX
+        self.queues = [Queue(ram, size, self._used) for size in device.queue_sizes]
+        device.config_changed = self.config_changed
+        device.stop()
+        self._clear()
+        self._set(Register.MAGIC, MAGIC)
+        self._set(Register.VERSION, VERSION)
+        self._set(Register.VENDOR_ID, VENDOR)
+        for register in (0, 4, 8, 12):  # no shared memory: length and base are all ones
+            self._set(Register.SHM_LENGTH + register, 0xFFFF_FFFF)
+        self._publish_config()
+        self._set(Register.DEVICE_ID, device.kind)
+
+    def _clear(self) -> None:
+        """Everything that a reset takes back."""
+        self.status = self.accepted = self.selected = 0
+        self.offer_word = self.accept_word = 0
+        for queue in self.queues:
+            queue.reset()
+        self._set(Register.STATUS, 0)
+        self._show()
+
+    def _set(self, register: int, value: int) -> None:
+        self.window.registers[register >> 2] = value & 0xFFFF_FFFF
+
+    def _show(self) -> None:
+        """The registers that depend on what the driver has selected."""
+        known = self.selected < len(self.queues)
+        queue = self.queues[self.selected] if known else None
+        self._set(Register.QUEUE_NUM_MAX, queue.maximum if queue else 0)
+        self._set(Register.QUEUE_READY, int(queue.ready) if queue else 0)
+        self._set(Register.DEVICE_FEATURES, self.offered >> 32 * self.offer_word if self.offer_word < 2 else 0)
+
+    # Interrupts and configuration
+
+    def _used(self) -> None:
+        window_raise(self.slot, USED_BUFFER)
+
+    def config_changed(self) -> None:
+        """Show the device's configuration anew, and tell the driver."""
+        self._publish_config()
+        if self.status & DRIVER_OK:
+            window_raise(self.slot, CONFIG_CHANGE)
+
+    def _publish_config(self) -> None:
+        """The generation is odd while the bytes change: harts that read it wait (mem/window.py)."""
+        place = regions.WINDOWS + self.slot * Window.sizeof() + Register.CONFIG_GENERATION
+        generation = self.window.registers[Register.CONFIG_GENERATION >> 2]
+        data = self.device.config().ljust(CONFIG_BYTES, b"\0")
+        py_store32(place, generation + 1)
+        py_fence()  # the odd generation is visible before the first changed byte
+        memoryview(self.window.config).cast("B")[:] = data
+        py_store32(place, generation + 2)
+
+    # What the driver does
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """A register or configuration write of the guest."""
+        value &= (1 << 8 * size) - 1
+        if offset >= Register.CONFIG:
+            data = value.to_bytes(8, "little")[:size]
+            self._guarded(self.device.configure, offset - Register.CONFIG, data)
+            self._publish_config()
+        elif offset in _WRITES:
+            _WRITES[offset](self, value)
+            self._show()
+
+    def notified(self, queues: int) -> None:
+        """Queues that the driver has notified, as bits."""
+        for index, queue in enumerate(self.queues):
+            if queues >> index & 1 and queue.ready and self.is_running():
+                self._guarded(self.device.handle, index)
+
+    def poll(self) -> None:
+        """Let the device look after its host side."""
+        if self.is_running():
+            self._guarded(self.device.poll)
+
+    def is_running(self) -> bool:
+        """Whether the driver is ready and the device is sound."""
+        return self.status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK
+
+    def _guarded(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            function(*args)
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        what = str(error) if isinstance(error, QueueError) else f"{type(error).__name__}: {error}"
+        log(f"virtio slot {self.slot} ({self.device.name}): {what}; the device needs a reset")
+        for queue in self.queues:
+            queue.ready = False
+        self.status |= NEEDS_RESET
+        self._set(Register.STATUS, self.status)
+        if self.status & DRIVER_OK:
+            window_raise(self.slot, CONFIG_CHANGE)
+
+    def _select_offer(self, value: int) -> None:
+        self.offer_word = value
+
+    def _select_accept(self, value: int) -> None:
+        self.accept_word = value
+
+    def _accept(self, value: int) -> None:
+        if self.status & FEATURES_OK or self.accept_word > 1:
+            return
+        shift = 32 * self.accept_word
+        self.accepted = self.accepted & ~(0xFFFF_FFFF << shift) | value << shift
+
+    def _select_queue(self, value: int) -> None:
+        self.selected = value
+
+    def _queue(self) -> Queue | None:
+        """The selected queue while it may be set up."""
+        if self.selected >= len(self.queues) or self.queues[self.selected].ready:
+            return None
+        return self.queues[self.selected]
+
+    def _size(self, value: int) -> None:
+        if queue := self._queue():
+            queue.size = value
+
+    def _ready(self, value: int) -> None:
+        queue = self._queue()
+        if value & 1 == 0:
+            if self.selected < len(self.queues):
+                self.queues[self.selected].reset()
+        elif queue and self.status & (FEATURES_OK | NEEDS_RESET) == FEATURES_OK:
+            queue.event_index = bool(self.accepted & EVENT_IDX)
+            queue.indirect = bool(self.accepted & INDIRECT_DESC)
+            self._guarded(queue.enable)
+
+    def _status(self, value: int) -> None:
+        if value & 0xFF == 0:
+            self.device.stop()
+            self._clear()
+            window_reset_interrupt(self.slot)
+            return
+        new = (self.status | value & 0xFF) & ~(NEEDS_RESET & ~self.status)
+        if new & FEATURES_OK and (self.accepted & ~self.offered or not self.accepted & VERSION_1):
+            new &= ~FEATURES_OK
+        if not new & FEATURES_OK:
+            new &= ~DRIVER_OK
+        starts = new & ~self.status & DRIVER_OK
+        self.status = new
+        self._set(Register.STATUS, new)
+        if starts:
+            self._guarded(self.device.start, self.queues, self.accepted)
+            self.notified(-1)
+
+
+def _address(name: str, high: bool) -> Callable[[Transport, int], None]:
+    """The write of half a ring's address."""
+
+    def write(transport: Transport, value: int) -> None:
+        if queue := transport._queue():
+            old = getattr(queue, name)
+            setattr(queue, name, old & 0xFFFF_FFFF | value << 32 if high else old >> 32 << 32 | value)
+
+    return write
+
+
+_WRITES: dict[int, Callable[[Transport, int], None]] = {
+    Register.DEVICE_FEATURES_SEL: Transport._select_offer,
+    Register.DRIVER_FEATURES_SEL: Transport._select_accept,
+    Register.DRIVER_FEATURES: Transport._accept,
+    Register.QUEUE_SEL: Transport._select_queue,
+    Register.QUEUE_NUM: Transport._size,
+    Register.QUEUE_READY: Transport._ready,
+    Register.STATUS: Transport._status,
+    Register.QUEUE_DESC: _address("descriptors", False),
+    Register.QUEUE_DESC + 4: _address("descriptors", True),
+    Register.QUEUE_DRIVER: _address("driver", False),
+    Register.QUEUE_DRIVER + 4: _address("driver", True),
+    Register.QUEUE_DEVICE: _address("device", False),
+    Register.QUEUE_DEVICE + 4: _address("device", True),
+}

@@ -5,7 +5,8 @@
 A pattern token is literal bits, a field with its usual width (rd, rs1, rs2, rs3: 5, rm: 3, csr: 12, aq, rl: 1,
 pred, succ, fm: 4), a three-bit register of the compressed formats (rd', rs1', rs2': x8 to x15), or pieces of an
 immediate as the manual draws them: `imm[12|10:5]` (sign-extended from its highest bit) or `uimm[5:3]`; both are
-the operand `imm`.
+the operand `imm`.  A syntax names fields too: fd, fs1, fs2, fs3 are the floating-point registers of rd, rs1, rs2, rs3;
+uimm, upper, target, zimm and fli are other ways to show an immediate (smp/disassembler.py).
 `rd!=0,2` and `imm!=0` (on any piece) restrict the row.  A meaning is a pure function; its parameters' names say
 which operands it takes: rs1, rs2, rs3, imm, pc, rd (the old value), fs1.., value, old, src, fpu.  Effects belong
 to the kind.  Everything else (living definition, interpreter, disassembler) is derived from the rows.
@@ -83,6 +84,10 @@ class Row:
     fields: dict[str, Field] = field(default_factory=dict)
     excluded: dict[str, tuple[int, ...]] = field(default_factory=dict)  # values that a field may not have
 
+    def enabled(self, extensions: int) -> bool:
+        """Whether a hart with these extensions has the instruction."""
+        return any(mask & extensions == mask for mask in self.ext)
+
     def accepts(self, word: int) -> bool:
         """Whether the word is this instruction (extensions aside)."""
         if word & self.mask != self.match:
@@ -91,10 +96,14 @@ class Row:
 
     def operands(self, word: int) -> dict[str, int]:
         """All fields of the word by name, primes dropped; for a compressed row, the base row's fields."""
-        own = {name.rstrip("'"): f.of(word) for name, f in self.fields.items()}
+        own = self.written(word)
         if not self.base:
             return own
-        return {**{n: own[v] if isinstance(v, str) else v for n, v in self.fixed.items()}}
+        return {n: own[v] if isinstance(v, str) else v for n, v in self.fixed.items()}
+
+    def written(self, word: int) -> dict[str, int]:
+        """All fields of the word by name as the syntax shows them, primes dropped."""
+        return {name.rstrip("'"): f.of(word) for name, f in self.fields.items()}
 
     def parameters(self) -> tuple[str, ...]:
         """The operands that the meaning takes."""
@@ -160,14 +169,18 @@ def _extensions(ext: Any) -> tuple[int, ...]:
     return tuple(ext) if isinstance(ext, (tuple, list)) else (ext,)
 
 
-def row(
-    name: str, pattern: str, syntax: str, kind: Kind, meaning: Any = None, *, ext: Any, **rest: Any
-) -> Row:
+def unlisted(name: str, pattern: str, syntax: str, kind: Kind, meaning: Any = None, *, ext: Any, **rest: Any) -> Row:
+    """A row outside the table: another name for some words of a row in it."""
+    made = Row(name, pattern, syntax, kind, meaning, _extensions(ext), **rest)
+    _parse(made)
+    return made
+
+
+def row(name: str, pattern: str, syntax: str, kind: Kind, meaning: Any = None, *, ext: Any, **rest: Any) -> Row:
     """Declare an instruction."""
     if name in ROWS:
         raise ValueError(f"{name} is declared twice")
-    made = ROWS[name] = Row(name, pattern, syntax, kind, meaning, _extensions(ext), **rest)
-    _parse(made)
+    made = ROWS[name] = unlisted(name, pattern, syntax, kind, meaning, ext=ext, **rest)
     return made
 
 

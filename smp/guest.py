@@ -294,7 +294,7 @@ def debian_mirror(etc: Path = SOURCES) -> str:
             continue
         parse = one_line_sources if path.suffix == ".list" else deb822_sources
         for uri, suite, components in parse(path.read_text(errors="replace")):
-            if DEBIAN_SUITES.fullmatch(suite) and "main" in components and "security" not in uri:
+            if DEBIAN_SUITES.fullmatch(suite) and "main" in components:
                 return uri
     raise GuestError(
         f"{etc}: no apt source of Debian main, where the default guest comes from; add one, or {OWN_KERNEL}"
@@ -448,6 +448,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GuestError as error:
         print(f"hartbeat: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130  # what a shell calls an end by Ctrl-C; the next run starts over
     except OSError as error:
         print(
             f"hartbeat: {error.filename}: {error.strerror}; set HARTBEAT_CACHE to a writable directory",

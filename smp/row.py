@@ -6,7 +6,7 @@ A pattern token is literal bits, a field with its usual width (rd, rs1, rs2, rs3
 pred, succ, fm: 4), a three-bit register of the compressed formats (rd', rs1', rs2': x8 to x15), or pieces of an
 immediate as the manual draws them: `imm[12|10:5]` (sign-extended from its highest bit) or `uimm[5:3]`; both are
 the operand `imm`.  A syntax names fields too: fd, fs1, fs2, fs3 are the floating-point registers of rd, rs1, rs2, rs3;
-uimm, upper, target, zimm and fli are other ways to show an immediate (smp/disassembler.py).
+uimm, upper, target, zimm and fli are other ways to show an immediate, exact to show rm (smp/disassembler.py).
 `rd!=0,2` and `imm!=0` (on any piece) restrict the row.  A meaning is a pure function; its parameters' names say
 which operands it takes: rs1, rs2, rs3, imm, pc, rd (the old value), fs1.., value, old, src, fpu.  Effects belong
 to the kind.  Everything else (living definition, interpreter, disassembler) is derived from the rows.

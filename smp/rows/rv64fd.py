@@ -79,7 +79,8 @@ def conversions(fmt: Format) -> None:
         head = f"{CODE[fmt]} {number} rs1 rm rd 1010011"
         row(f"fcvt.{name}.{NAME[fmt]}", f"11000{head}", "rd, fs1, rm", Kind.FP,
             lambda fpu, fs1: fpu.to_int(fmt, fs1, width, signed), ext=EXT[fmt], fmt=fmt, rounds=True)  # fmt: skip
-        row(f"fcvt.{NAME[fmt]}.{name}", f"11010{head}", "fd, rs1, rm", Kind.FP,
+        shown = "exact" if width <= fmt.fraction_bits else "rm"
+        row(f"fcvt.{NAME[fmt]}.{name}", f"11010{head}", f"fd, rs1, {shown}", Kind.FP,
             lambda fpu, rs1: fpu.from_int(fmt, rs1, width, signed), ext=EXT[fmt], to=fmt, rounds=True)  # fmt: skip
 
     for integer in INTEGERS:
@@ -94,7 +95,8 @@ for precision in (S, D):
 
 def convert(name: str, pattern: str, of: Format, to: Format, ext: int) -> None:
     """From one format to another."""
-    row(name, pattern, "fd, fs1, rm", Kind.FP, lambda fpu, fs1: fpu.convert(of, to, fs1), ext=ext,
+    shown = "exact" if to.bits > of.bits else "rm"
+    row(name, pattern, f"fd, fs1, {shown}", Kind.FP, lambda fpu, fs1: fpu.convert(of, to, fs1), ext=ext,
         fmt=of, to=to, rounds=True)  # fmt: skip
 
 

@@ -28,8 +28,7 @@ memory("c.sw", "110", WORD, "rs2", "sw")
 memory("c.sd", "111", DOUBLE, "rs2", "sd")
 
 # Quadrant 1.
-compressed("c.nop", "000 imm[5] 00000 imm[4:0] 01", "", "addi", ext=EXT_C, rd=0, rs1=0, imm="imm")
-compressed("c.addi", "000 imm[5] rd!=0 imm[4:0] 01", "rd, imm", "addi", ext=EXT_C, rd="rd", rs1="rd", imm="imm")
+compressed("c.addi", "000 imm[5] rd imm[4:0] 01", "rd, imm", "addi", ext=EXT_C, rd="rd", rs1="rd", imm="imm")
 compressed("c.addiw", "001 imm[5] rd!=0 imm[4:0] 01", "rd, imm", "addiw", ext=EXT_C, rd="rd", rs1="rd", imm="imm")
 compressed("c.li", "010 imm[5] rd imm[4:0] 01", "rd, imm", "addi", ext=EXT_C, rd="rd", rs1=0, imm="imm")
 compressed("c.addi16sp", "011 imm[9] 00010 imm[4|6|8:7|5]!=0 01", "sp, imm", "addi", ext=EXT_C,

@@ -15,7 +15,8 @@ row("fmv.h.x", "111101000000 rs1 000 rd 1010011", "fd, rs1", Kind.FP, lambda rs1
 
 def convert(name: str, pattern: str, of: Format, to: Format, ext: int) -> None:
     """From one format to another."""
-    row(name, f"{pattern} rs1 rm rd 1010011", "fd, fs1, rm", Kind.FP, lambda fpu, fs1: fpu.convert(of, to, fs1),
+    shown = "exact" if to.bits > of.bits else "rm"
+    row(name, f"{pattern} rs1 rm rd 1010011", f"fd, fs1, {shown}", Kind.FP, lambda fpu, fs1: fpu.convert(of, to, fs1),
         ext=ext, fmt=of, to=to, rounds=True)  # fmt: skip
 
 

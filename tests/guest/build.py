@@ -93,10 +93,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build guest programs and print the paths of their ELF files.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="programs to build (default: all)")
     parser.add_argument("--march", default="rv64gc")
+    parser.add_argument("-D", dest="defines", action="append", default=[], metavar="NAME[=VALUE]")
     args = parser.parse_args()
     try:
         for name in args.names or programs():
-            print(build(name, args.march))
+            print(build(name, args.march, tuple(args.defines)))
     except (NoCompiler, BuildError) as error:
         print(error, file=sys.stderr)
         return 2

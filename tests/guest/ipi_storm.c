@@ -36,7 +36,7 @@ void hart_main(u64 hart, u64 n) {
   WRITE_CSR(mie, 1 << MSI);
   SET_CSR(mstatus, MSTATUS_MIE);
   barrier();
-  u64 rounds = ROUNDS;
+  u64 rounds = ROUNDS / (n > 4 ? 4 * n : n); /* it is all to all */
   for (u64 round = 1; round <= rounds; round++) {
     for (u64 to = 0; to < n; to++) {
       /* One message in flight for each pair: wait until the last one has been counted. */

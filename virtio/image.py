@@ -88,9 +88,9 @@ class Image:
 class Overlay(Image):
     """Writes go to an unnamed file that vanishes with the machine; `owned` has a byte a cluster."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, readonly: bool = False) -> None:
         super().__init__(path, readonly=True)
-        self.readonly = False  # for the guest
+        self.readonly = readonly  # what the guest is told
         self.file = tempfile.TemporaryFile(prefix="hartbeat-")  # noqa: SIM115
         self.owned = bytearray(-(-self.size // CLUSTER) + 1)
         self.base = self.fd

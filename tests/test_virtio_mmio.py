@@ -1,0 +1,259 @@
+"""The MMIO transport and its windows: registers, negotiation, set-up, reset, configuration, interrupts."""
+
+import ctypes
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+from fake_driver import ALL, RINGS, Rig, Ring, machine_memory
+
+from mem import memmap, regions
+from mem.machine import machine
+from mem.mailbox import RUNNING, SLEEPING, Mailbox
+from mem.plic import Plic
+from mem.window import (
+    REQUESTS,
+    Register,
+    WindowRequest,
+    window_answer,
+    window_has_work,
+    window_raise,
+    window_read,
+    window_take_asked,
+    window_write,
+)
+from virtio.device import Device
+from virtio.mmio import EVENT_IDX, VERSION_1
+from virtio.queue import Ram
+from virtio.rng import Rng
+
+
+@pytest.fixture(scope="module")
+def ram() -> Iterator[Ram]:
+    with machine_memory() as found:
+        yield found
+
+
+class Odd(Device):
+    """A device with a configuration, and a fault on demand."""
+
+    kind, name, queue_sizes, features = 42, "odd", (8, 16), 5
+
+    def __init__(self) -> None:
+        self.bytes, self.written, self.fault = b"\1\2\3\4\5\6\7\x08", [], None
+
+    def config(self) -> bytes:
+        return self.bytes
+
+    def configure(self, offset: int, data: bytes) -> None:
+        self.written.append((offset, data))
+
+    def handle(self, index: int) -> None:
+        if self.fault:
+            raise self.fault
+        for request in self.queues[index]:
+            request.done(0)
+
+
+@pytest.fixture
+def rig(ram: Ram) -> Rig:
+    return Rig(ram, Odd())
+
+
+def level(slot: int) -> bool:
+    """What the slot drives at the PLIC."""
+    source = memmap.virtio_irq(slot)
+    return bool(Plic.at(regions.PLIC).level[source // 32] >> source % 32 & 1)
+
+
+def test_identity(rig: Rig) -> None:
+    assert [rig.read(n) for n in (0, 4, 8, 12)] == [0x74726976, 2, 42, 0x554D4551]
+    assert rig.features() == ALL | 5
+    rig.write(Register.DEVICE_FEATURES_SEL, 2)
+    assert rig.read(Register.DEVICE_FEATURES) == 0
+    assert rig.read(Register.SHM_LENGTH) == rig.read(Register.SHM_BASE + 4) == 0xFFFF_FFFF
+
+
+def test_an_empty_slot_reads_as_nothing_and_ignores_writes(ram: Ram) -> None:
+    assert window_read(20, Register.DEVICE_ID, 4) == 0
+    window_write(0, 20, Register.STATUS, 4, 1)
+    window_write(0, 20, Register.QUEUE_NOTIFY, 4, 0)
+    assert not window_has_work()
+
+
+def test_registers_take_words_only(rig: Rig) -> None:
+    for offset, size in ((0, 1), (0, 2), (0, 8), (2, 4), (1, 2)):
+        assert rig.read(offset, size) == 0
+    window_write(0, rig.slot, Register.STATUS, 1, 1)
+    window_write(0, rig.slot, Register.STATUS, 8, 1)
+    window_write(0, rig.slot, Register.QUEUE_NOTIFY, 2, 0)
+    assert not window_has_work()
+
+
+def test_configuration_takes_every_size(rig: Rig) -> None:
+    assert [rig.read(0x100, n) for n in (1, 2, 4, 8)] == [1, 0x201, 0x4030201, 0x807060504030201]
+    assert rig.read(0x101, 1) == 2
+    assert rig.read(0x1FF, 1) == rig.read(0x1FF, 2) == rig.read(0x200, 4) == rig.read(0xFFC, 4) == 0
+    rig.write(0x102, 0xAABBCCDD, 2)
+    assert rig.device.written == [(2, b"\xdd\xcc")]
+
+
+def test_features_ok_is_refused_for_what_is_not_offered(rig: Rig) -> None:
+    assert rig.negotiate(VERSION_1 | 1) & 8
+    assert not rig.negotiate(VERSION_1 | 2) & 8
+    assert not rig.negotiate(5) & 8, "a driver without VERSION_1"
+    rig.write(Register.STATUS, 3 | 8 | 4)
+    assert rig.read(Register.STATUS) == 3, "no DRIVER_OK without FEATURES_OK"
+
+
+def test_features_can_not_change_after_features_ok(rig: Rig) -> None:
+    rig.negotiate(VERSION_1)
+    rig.write(Register.DRIVER_FEATURES_SEL, 0)
+    rig.write(Register.DRIVER_FEATURES, 2)
+    assert rig.transport.accepted == VERSION_1
+
+
+def test_queues_are_shown_as_selected(rig: Rig) -> None:
+    sizes = []
+    for index in range(4):
+        rig.write(Register.QUEUE_SEL, index)
+        sizes.append(rig.read(Register.QUEUE_NUM_MAX))
+    assert sizes == [8, 16, 0, 0]
+    rig.write(Register.QUEUE_SEL, 0xFFFF_FFFF)
+    rig.write(Register.QUEUE_READY, 1)
+    assert rig.read(Register.QUEUE_READY) == 0
+
+
+def test_a_ready_queue_can_not_be_moved_but_taken_back(rig: Rig) -> None:
+    rig.start(size=8)
+    rig.write(Register.QUEUE_SEL, 0)
+    assert rig.read(Register.QUEUE_READY) == 1
+    rig.write(Register.QUEUE_DESC, 0)
+    assert rig.transport.queues[0].descriptors == RINGS
+    rig.write(Register.QUEUE_READY, 0)
+    assert rig.read(Register.QUEUE_READY) == 0
+
+
+def test_a_bad_queue_needs_a_reset(rig: Rig, ram: Ram, capsys: pytest.CaptureFixture[str]) -> None:
+    rig.negotiate(ALL)
+    rig.set_up(0, Ring(ram, 32))
+    assert rig.needs_reset()
+    assert rig.read(Register.QUEUE_READY) == 0
+    assert capsys.readouterr().err.count("\n") == 1
+    rig.start(size=8)
+    assert not rig.needs_reset()
+
+
+def test_a_queue_before_features_ok_stays_off(rig: Rig, ram: Ram) -> None:
+    rig.write(Register.STATUS, 0)
+    rig.set_up(0, Ring(ram, 8))
+    assert rig.read(Register.QUEUE_READY) == 0
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong"), ZeroDivisionError(), OSError(5, "I/O error")])
+def test_a_fault_of_the_device_costs_a_reset_and_nothing_else(
+    rig: Rig, error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rig.start(size=8)
+    rig.device.fault = error
+    rig.rings[0].add(b"x")
+    rig.notify()
+    rig.notify()
+    assert rig.needs_reset()
+    assert rig.interrupts() == 2
+    assert capsys.readouterr().err.count("needs a reset") == 1
+    rig.device.fault = None
+    rig.start(size=8)
+    rig.rings[0].add(b"x")
+    rig.notify()
+    assert rig.rings[0].collect() == [(0, 0)]
+
+
+def test_reset_takes_everything_back(rig: Rig) -> None:
+    rig.start(size=8)
+    rig.rings[0].add(b"x")
+    rig.notify()
+    assert level(rig.slot)
+    rig.write(Register.STATUS, 0)
+    assert [rig.read(n) for n in (Register.STATUS, Register.INTERRUPT_STATUS, Register.QUEUE_READY)] == [0, 0, 0]
+    assert not level(rig.slot)
+    rig.notify()
+    assert rig.rings[0].collect() == [(0, 0)]
+
+
+def test_a_changed_configuration_moves_the_generation(rig: Rig) -> None:
+    rig.start(size=8)
+    before = rig.read(Register.CONFIG_GENERATION)
+    rig.device.bytes = b"\xff"
+    rig.device.config_changed()
+    assert rig.read(Register.CONFIG_GENERATION) not in (before, before + 1)
+    assert (rig.read(0x100, 1), rig.read(0x101, 1)) == (0xFF, 0)
+    assert rig.interrupts() == 2
+
+
+def test_the_line_follows_interrupt_status(rig: Rig) -> None:
+    window_raise(rig.slot, 1)
+    window_raise(rig.slot, 2)
+    assert level(rig.slot)
+    window_write(0, rig.slot, Register.INTERRUPT_ACK, 4, 1)
+    assert level(rig.slot)
+    assert rig.read(Register.INTERRUPT_STATUS) == 2
+    window_write(0, rig.slot, Register.INTERRUPT_ACK, 4, 2)
+    assert not level(rig.slot)
+
+
+def test_raising_and_acknowledging_at_once_lose_nothing(rig: Rig) -> None:
+    """Two processes race; after each round the line agrees with InterruptStatus."""
+    child = os.fork()
+    if child == 0:
+        for _ in range(20000):
+            window_write(0, rig.slot, Register.INTERRUPT_ACK, 4, 1)
+        os._exit(0)
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        for _ in range(100):
+            window_raise(rig.slot, 1)
+    assert level(rig.slot) == bool(rig.read(Register.INTERRUPT_STATUS))
+    window_raise(rig.slot, 1)
+    assert level(rig.slot)
+    rig.interrupts()
+    assert not level(rig.slot)
+
+
+def test_a_register_write_waits_for_its_answer_as_a_sleeper(rig: Rig) -> None:
+    """The hart counts as asleep meanwhile, so that nobody waits for it."""
+    activity = Mailbox.at(regions.MAILBOXES + Mailbox.sizeof())
+    child = os.fork()
+    if child == 0:
+        window_write(1, rig.slot, Register.STATUS, 4, 0x5)
+        os._exit(0)
+    while not window_has_work():
+        time.sleep(0.001)
+    time.sleep(0.05)
+    assert activity.activity == SLEEPING
+    assert os.waitpid(child, os.WNOHANG)[0] == 0
+    assert window_take_asked(0) == 2
+    request = WindowRequest.at(REQUESTS + WindowRequest.sizeof())
+    assert (request.slot, request.register, request.size, request.value) == (rig.slot, 0x70, 4, 5)
+    window_answer(1)
+    os.waitpid(child, 0)
+    assert activity.activity == RUNNING
+
+
+def test_an_ending_machine_lets_a_waiting_hart_go(rig: Rig) -> None:
+    machine().ending = 1
+    try:
+        window_write(0, rig.slot, Register.STATUS, 4, 1)
+    finally:
+        machine().ending = 0
+        window_take_asked(0)
+        ctypes.memset(REQUESTS, 0, WindowRequest.sizeof())
+
+
+def test_rng_fills_what_it_is_given(ram: Ram) -> None:
+    rig = Rig(ram, Rng()).start(VERSION_1 | EVENT_IDX)
+    used, (first, second) = rig.ask(100, 28)
+    assert used == 128
+    assert len(set(first + second)) > 30
+    used, _ = rig.ask(70000)
+    assert used == 65536

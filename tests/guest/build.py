@@ -19,10 +19,12 @@ RUNTIME = ("start.S", "runtime.c")
 COMPILERS = ("riscv64-linux-gnu-gcc", "riscv64-unknown-elf-gcc", "riscv64-elf-gcc")
 # No relaxation against gp and no small data: the runtime sets no gp.
 FLAGS = (
-    "-mabi=lp64d -mcmodel=medany -msmall-data-limit=0 -O2 -g0 -std=gnu11 -Wall -Wextra -Werror -ffreestanding "
-    "-fno-builtin -fno-stack-protector -fno-pie -no-pie -nostdlib -static -Wl,--build-id=none -Wl,--no-relax "
-    "-Wl,--no-warn-rwx-segments"
-).split()
+    *("-mabi=lp64d", "-mcmodel=medany", "-msmall-data-limit=0", "-O2", "-g0", "-std=gnu11"),
+    *("-Wall", "-Wextra", "-Werror"),
+    *("-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-fno-pie"),
+    *("-no-pie", "-nostdlib", "-static"),
+    *("-Wl,--build-id=none", "-Wl,--no-relax", "-Wl,--no-warn-rwx-segments"),
+)
 
 
 class NoCompiler(RuntimeError):

@@ -93,7 +93,7 @@ BAD = [
     ("-initrd initrd", "initrd -kernel"),
     ("-append quiet", "quiet -kernel"),
     ("-kernel kernel -initrd nowhere", "nowhere"),
-    ("-kernel kernel -initrd initrd -m 16M", "16M 24M"),
+    ("-kernel kernel -initrd initrd -m 16M", "16M 26M"),
     ("-kernel kernel -bios nowhere", "nowhere"),
     ("-kernel kernel -bios x86", "-bios x86 riscv64"),
     ("-bios none", "-kernel"),

@@ -47,6 +47,8 @@ void hart_main(u64 hart, u64 n) {
   for (u64 to = 0; to < n; to++)
     WAIT_UNTIL(__atomic_load_n(&box[to].received[hart], __ATOMIC_ACQUIRE) == rounds);
   barrier();
+  /* A message may have been taken along with another one's interrupt, before its own came. */
+  WAIT_UNTIL(!(READ_CSR(mip) & 1 << MSI));
   CLEAR_CSR(mstatus, MSTATUS_MIE);
   for (u64 from = 0; from < n; from++) EQ(1, box[hart].received[from], rounds);
   EQ(2, box[hart].bits[0] | box[hart].bits[1], 0);

@@ -119,6 +119,7 @@ void runtime_main(u64 id, const u8 *dtb, struct hart *hart) {
   /* The upper part of the stack is for the program, the lower one for trap handlers. */
   hart->trap_sp = (sp & ~15ul) - ((1ul << STACK_SHIFT) - TRAP_STACK);
   open_pmp();
+  WRITE_CSR(0x30a, 0); /* menvcfg: no Sstc, no Svadu, which a reset need not give */
   if (id == 0)
     __atomic_store_n(&hart_count, count_cpus(dtb), __ATOMIC_RELEASE);
   else

@@ -15,7 +15,7 @@ from mem import memmap, regions
 from mem.atomics import aload32, astore32, now_ns, sched_yield, xchg32
 from mem.layout import Layout, layout, many, u32
 from mem.machine import machine
-from mem.mailbox import ALARM_INTERRUPT, MEIP, SEIP, Mailbox, relax
+from mem.mailbox import ALARM_INTERRUPT, MEIP, SEIP, Mailbox
 from mem.native import Native, Unit, building, native, ref
 from mem.plic import (
     CLAIM,
@@ -298,7 +298,7 @@ def device(source: int, posts: int, patience: int) -> int:
         while number % 3 == 0 and aload32(ref(count.seen)) < number:
             if now_ns() > give_up:
                 return 0
-            relax(number)
+            sched_yield()
     return 1
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mem import regions
-from mem.atomics import py_store32, py_xchg32
+from mem.atomics import py_load32, py_store32, py_xchg32
 from mem.machine import POWER_OFF, Machine, end_machine, is_ending, machine
 from mem.memmap import RAM_BASE
 from mem.window import (
@@ -177,7 +177,7 @@ class IoProcess:
         """Spin for a while when there was work recently; the while grows when that helps and shrinks otherwise."""
         if self.window == 0 or now - self.worked > RECENT:
             return False
-        if window_poll(TX_HEAD, machine_word(TX_TAIL), self.window) and self.has_work():
+        if window_poll(TX_HEAD, py_load32(TX_TAIL), self.window) and self.has_work():
             self.window = min(self.io.poll_ns, self.window * 2)
             return True
         self.window = max(self.io.poll_ns // 16, self.window // 2)
@@ -185,7 +185,7 @@ class IoProcess:
 
     def has_work(self) -> bool:
         """Whether a hart has left something to do."""
-        return bool(window_has_work() or is_ending()) or (self.serial.waiting() > 0 and self.serial.host.has_room())
+        return bool(window_has_work() or is_ending()) or self.serial.has_work()
 
     def sleep(self) -> None:
         """Wait for a kick or for the host.
@@ -255,11 +255,6 @@ class IoProcess:
         for host in self.hosts:
             if isinstance(host, Stdio):
                 host.enter_raw()
-
-
-def machine_word(address: int) -> int:
-    """A u32 of the shared regions."""
-    return ctypes.c_uint32.from_address(address).value
 
 
 def _bits(mask: int) -> list[int]:

@@ -1,10 +1,10 @@
 """Between the UART's rings (mem/uart.py) and its host end."""
 
-from typing import Any
+import ctypes
 
 from mem import regions
-from mem.atomics import py_load32, py_store32
-from mem.uart import RING, Uart, uart_rx_ready, uart_tx_drained
+from mem.atomics import py_load32
+from mem.uart import RING, Uart, uart_collect, uart_receive
 from virtio.chardev import Chardev
 
 TX_HEAD = regions.UART + Uart.offset("tx_head")
@@ -17,39 +17,35 @@ class Serial:
     """The I/O process's side of the rings; heads and tails run freely modulo 2**32."""
 
     def __init__(self, host: Chardev) -> None:
-        uart: Any = Uart.at(regions.UART)
         self.host = host
-        self.tx, self.rx = memoryview(uart.tx).cast("B"), memoryview(uart.rx).cast("B")
+        self.buffer = ctypes.create_string_buffer(RING)
+        self.place = ctypes.addressof(self.buffer)
 
     def waiting(self) -> int:
         """Bytes that harts have sent and nobody has taken."""
         return (py_load32(TX_HEAD) - py_load32(TX_TAIL)) & 0xFFFF_FFFF
 
+    def room(self) -> int:
+        """Bytes that the receive ring can take."""
+        return RING - ((py_load32(RX_HEAD) - py_load32(RX_TAIL)) & 0xFFFF_FFFF)
+
+    def has_work(self) -> bool:
+        """Whether bytes can move; a hart kicks when it takes one out of a full ring or puts one into the other."""
+        return bool((self.host.has_room() and self.waiting()) or (self.host.input and self.room()))
+
     def drain(self) -> bool:
         """Pass output on while the host's end has room; True when there was some."""
-        count = min(self.waiting(), RING)
-        if count == 0 or not self.host.has_room():
+        if not self.host.has_room() or not self.waiting():
             return False
-        tail = py_load32(TX_TAIL)
-        start = tail % RING
-        data = bytes(self.tx[start : start + count]) + bytes(self.tx[: max(0, start + count - RING)])
-        py_store32(TX_TAIL, tail + count)  # release: the bytes are read before a hart may overwrite them
-        uart_tx_drained()
-        self.host.write(data)
+        count = uart_collect(self.place, RING)
+        self.host.write(self.buffer.raw[:count])
         return True
 
     def feed(self) -> bool:
         """Pass input on while the ring has room; True when there was some."""
-        if not self.host.input:
+        if not self.host.input or not (room := self.room()):
             return False
-        head = py_load32(RX_HEAD)
-        data = self.host.read(RING - ((head - py_load32(RX_TAIL)) & 0xFFFF_FFFF))
-        if not data:
-            return False
-        start = head % RING
-        first = min(len(data), RING - start)
-        self.rx[start : start + first] = data[:first]
-        self.rx[: len(data) - first] = data[first:]
-        py_store32(RX_HEAD, head + len(data))  # release: the bytes come before the index that shows them
-        uart_rx_ready()
+        data = self.host.read(min(room, RING))
+        self.buffer[: len(data)] = data
+        uart_receive(self.place, len(data))
         return True

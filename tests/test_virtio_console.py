@@ -1,0 +1,248 @@
+"""virtio-console and the host's ends of character devices."""
+
+import os
+import pty
+import select
+import socket
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from struct import unpack_from
+
+import pytest
+from fake_driver import Rig, machine_memory
+
+from virtio.chardev import IN, INPUT_LIMIT, OUTPUT_LIMIT, Chardev, FdChardev, Stdio, Unix, open_file, open_pty
+from virtio.console import Console
+from virtio.queue import Ram
+
+
+@pytest.fixture(scope="module")
+def ram() -> Iterator[Ram]:
+    with machine_memory() as found:
+        yield found
+
+
+class Kept(Chardev):
+    """A host end that keeps what it is sent, as far as it has room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room, self.columns = True, 80
+
+    def write(self, data: bytes) -> None:
+        self.output += data
+
+    def has_room(self) -> bool:
+        return self.room
+
+    def size(self) -> tuple[int, int]:
+        return self.columns, 25
+
+
+def pump(host: Chardev, until: Callable[[], object]) -> None:
+    """The event loop for one character device."""
+    deadline = time.monotonic() + 5
+    while not until() and time.monotonic() < deadline:
+        wanted = host.interest()
+        poll = select.poll()
+        for fd, events in wanted.items():
+            poll.register(fd, events)
+        for fd, events in poll.poll(20):
+            host.ready(fd, events)
+    assert until()
+
+
+def test_console_output_and_input(ram: Ram) -> None:
+    host = Kept()
+    rig = Rig(ram, Console(host)).start()
+    rig.ask(b"hello ", b"world", queue=1)
+    assert host.output == b"hello world"
+    buffers = [rig.rings[0].add(4), rig.rings[0].add(8)]
+    rig.notify(0)
+    assert rig.rings[0].collect() == []
+    host.input += b"abcdef"
+    rig.transport.poll()
+    assert [size for _, size in rig.rings[0].collect()] == [4, 2]
+    assert bytes(ram.view(buffers[0][0].address, 4)) == b"abcd"
+    assert bytes(ram.view(buffers[1][0].address, 2)) == b"ef"
+
+
+def test_console_input_waits_for_buffers(ram: Ram) -> None:
+    host = Kept()
+    rig = Rig(ram, Console(host)).start()
+    host.input += b"early"
+    rig.transport.poll()
+    assert host.input == b"early"
+    rig.rings[0].add(16)
+    rig.notify(0)
+    assert [size for _, size in rig.rings[0].collect()] == [5]
+
+
+def test_console_output_waits_for_room(ram: Ram) -> None:
+    host = Kept()
+    rig = Rig(ram, Console(host)).start()
+    host.room = False
+    rig.rings[1].add(b"later")
+    rig.notify(1)
+    assert rig.rings[1].collect() == []
+    host.room = True
+    rig.transport.poll()
+    assert host.output == b"later"
+    assert len(rig.rings[1].collect()) == 1
+
+
+def test_console_size_follows_the_terminal(ram: Ram) -> None:
+    host = Kept()
+    rig = Rig(ram, Console(host)).start()
+    assert unpack_from("<HH", rig.device.config()) == (80, 25)
+    rig.device.resized()
+    assert rig.interrupts() == 0
+    host.columns = 132
+    rig.device.resized()
+    assert rig.interrupts() == 2
+    assert rig.read(0x100, 2) == 132
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    master, slave = pty.openpty()
+    os.set_blocking(master, False)
+    yield master, slave
+    os.close(master)
+    os.close(slave)
+
+
+def test_a_terminal_is_raw_and_restored(terminal: tuple[int, int]) -> None:
+    _, slave = terminal
+    before = termios.tcgetattr(slave)
+    host = Stdio(True, slave, slave)
+    host.start()
+    during = termios.tcgetattr(slave)
+    assert not during[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
+    assert during[1] & termios.OPOST
+    host.close()
+    assert termios.tcgetattr(slave) == before
+
+
+def test_without_mux_the_signals_stay(terminal: tuple[int, int]) -> None:
+    _, slave = terminal
+    host = Stdio(False, slave, slave)
+    host.start()
+    assert termios.tcgetattr(slave)[3] & termios.ISIG
+    host.received(b"\x01x")
+    assert host.read(9) == b"\x01x"
+    host.close()
+
+
+def test_escape_keys(terminal: tuple[int, int]) -> None:
+    master, slave = terminal
+    host = Stdio(True, slave, slave)
+    quits: list[int] = []
+    host.quit = lambda: quits.append(1)
+    host.start()
+    os.write(master, b"a\x01\x01b\x01")
+    pump(host, lambda: len(host.input) == 3)
+    assert host.read(9) == b"a\x01b"
+    os.write(master, b"h\x01cq\x01x")
+    pump(host, lambda: quits)
+    assert host.read(9) == b"q"
+    shown = os.read(master, 4096)
+    assert b"C-a x    exit" in shown
+    assert b"monitor is not available" in shown
+    host.close()
+
+
+def test_stdio_of_pipes_has_no_mode_and_survives_eof() -> None:
+    a, b = os.pipe()
+    c, d = os.pipe()
+    host = Stdio(True, a, d)
+    host.start()
+    os.write(b, b"in")
+    os.close(b)
+    pump(host, lambda: host.source == -1)
+    assert host.read(9) == b"in"
+    host.write(b"out")
+    assert os.read(c, 9) == b"out"
+    assert os.get_blocking(d), "the shell's descriptor keeps its flags"
+    host.close()
+
+
+def test_output_does_not_block_and_is_bounded() -> None:
+    reader, writer = os.pipe()
+    host = Stdio(True, -1, writer)
+    host.start()
+    sent = 0
+    while host.has_room():
+        host.write(b"x" * 5000)
+        sent += 5000
+    assert sent >= OUTPUT_LIMIT
+    got = 0
+
+    def read_all() -> bool:
+        nonlocal got
+        if select.select([reader], [], [], 0)[0]:
+            got += len(os.read(reader, 1 << 16))
+        return got == sent
+
+    pump(host, read_all)
+    os.close(reader)
+    host.write(b"nobody")
+    host.write(b"reads")
+    assert host.sink == -1
+
+
+def test_input_is_bounded() -> None:
+    a, b = os.pipe()
+    host = FdChardev(a, -1)
+    host.input += bytes(INPUT_LIMIT)
+    assert host.interest() == {}
+    host.read(1)
+    assert host.interest() == {a: IN}
+    os.close(b)
+    host.close()
+
+
+def test_file(tmp_path: Path) -> None:
+    host = open_file(str(tmp_path / "log"))
+    host.write(b"text")
+    assert (tmp_path / "log").read_bytes() == b"text"
+    assert host.interest() == {}
+    host.close()
+
+
+def test_unix_takes_one_client_after_the_other(tmp_path: Path) -> None:
+    path = str(tmp_path / "sock")
+    host = Unix(path)
+    host.write(b"lost")
+    for n in range(2):
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(path)
+        pump(host, lambda: host.source >= 0)
+        client.send(b"in%d" % n)
+        pump(host, lambda: host.input)
+        assert host.read(9) == b"in%d" % n
+        host.write(b"out")
+        assert client.recv(9) == b"out"
+        client.close()
+        pump(host, lambda: host.source == -1)
+    host.close()
+    assert not os.path.exists(path)
+    Unix(path).close()
+
+
+def test_pty_prints_its_name_and_drops_what_nobody_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    host = open_pty("serial0")
+    name = capsys.readouterr().err.split()[4]
+    slave = os.open(name, os.O_RDWR | os.O_NOCTTY)
+    host.write(b"hello")
+    assert os.read(slave, 9) == b"hello"
+    os.write(slave, b"key")
+    pump(host, lambda: host.input)
+    assert host.read(9) == b"key"
+    os.close(slave)
+    for _ in range(50):
+        host.write(b"x" * 4096)
+    assert host.has_room()
+    host.close()

@@ -1,0 +1,287 @@
+"""The I/O process, really forked: this process plays the harts, pipes and pseudo-terminals the host's ends."""
+
+import ctypes
+import os
+import pty
+import random
+import select
+import signal
+import termios
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from struct import pack
+
+import pytest
+from fake_driver import RAM_BYTES, Rig
+
+from mem import regions
+from mem.machine import POWER_OFF, end_machine, machine
+from mem.uart import LSR_READY, Register, uart_read, uart_write
+from mem.window import window_write
+from smp import engine
+from virtio.blk import OK, Block, Kind
+from virtio.chardev import Stdio
+from virtio.device import Device
+from virtio.image import Image
+from virtio.process import IoConfig, run_io
+from virtio.queue import Ram
+from virtio.rng import Rng
+
+
+@pytest.fixture
+def ram() -> Iterator[Ram]:
+    engine.load()
+    opened = regions.open_regions(2, RAM_BYTES)
+    m = machine()
+    m.harts, m.ram_bytes, m.one = 2, RAM_BYTES, 1
+    m.io_fd, m.supervisor_fd = os.eventfd(0), os.eventfd(0)
+    yield Ram(opened.ram())
+    os.close(m.io_fd)
+    os.close(m.supervisor_fd)
+    opened.close()
+
+
+def fork_io(io: IoConfig) -> int:
+    """The I/O process; its exit status says whether an exception got out."""
+    io.prepare()
+    child = os.fork()
+    if child == 0:
+        status = 3
+        try:
+            run_io(io)
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def wait(until: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, "the I/O process does not answer"
+        time.sleep(0.0005)
+
+
+def finish(child: int, seconds: float = 5) -> int:
+    """End the machine; the process's exit status."""
+    end_machine(POWER_OFF, 0)
+    return reap(child, seconds)
+
+
+def reap(child: int, seconds: float = 5) -> int:
+    status = 0
+
+    def gone() -> bool:
+        nonlocal status
+        pid, status = os.waitpid(child, os.WNOHANG)
+        return pid == child
+
+    try:
+        wait(gone, seconds)
+    except AssertionError:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    return os.waitstatus_to_exitcode(status)
+
+
+class Hart(Rig):
+    """A driver on hart 0: register writes wait for the I/O process."""
+
+    def __init__(self, ram: Ram, device: Device, slot: int) -> None:
+        self.ram, self.device, self.slot, self.rings = ram, device, slot, []
+
+    def write(self, register: int, value: int, size: int = 4) -> None:
+        window_write(0, self.slot, register, size, value)
+
+    def notify(self, index: int = 0) -> None:
+        self.write(0x50, index)
+        seen = self.rings[index].seen
+        wait(lambda: self.ram.words[(self.rings[index].used - self.ram.base >> 1) + 1] != seen)
+
+
+def pipes() -> tuple[Stdio, int, int]:
+    """A character device, and what to write to and read from."""
+    a, b = os.pipe()
+    c, d = os.pipe()
+    return Stdio(False, a, d), b, c
+
+
+def read_all(fd: int, count: int) -> bytes:
+    data = b""
+    while len(data) < count and select.select([fd], [], [], 10)[0]:
+        data += os.read(fd, count)
+    return data
+
+
+def take_all(count: int) -> bytes:
+    data = bytearray()
+
+    def more() -> bool:
+        while uart_read(Register.LSR) & LSR_READY:
+            data.append(uart_read(Register.DATA))
+        return len(data) >= count
+
+    wait(more)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("poll_ns", [0, 50_000])
+def test_the_uart_carries_both_ways_at_any_speed(ram: Ram, poll_ns: int) -> None:
+    """More than the rings and pipes hold, with pauses in which the process falls asleep."""
+    host, to_guest, from_guest = pipes()
+    child = fork_io(IoConfig(serial=host, poll_ns=poll_ns))
+    chance = random.Random(1)
+    data = bytes(chance.randrange(256) for _ in range(20000))
+    got = b""
+    for start in range(0, len(data), 500):
+        for byte in data[start : start + 500]:
+            uart_write(0, 0, byte)
+        got += read_all(from_guest, 500)
+        time.sleep(chance.choice([0, 0, 0.0001, 0.002]))
+    assert got == data
+    for start in range(0, len(data), 5000):
+        os.write(to_guest, data[start : start + 5000])
+        assert take_all(5000) == data[start : start + 5000]
+    assert finish(child) == 0
+
+
+def test_input_waits_for_a_guest_that_does_not_read(ram: Ram) -> None:
+    host, to_guest, _ = pipes()
+    child = fork_io(IoConfig(serial=host))
+    data = bytes(n % 251 for n in range(30000))
+    os.write(to_guest, data)
+    time.sleep(0.2)
+    assert take_all(len(data)) == data
+    assert finish(child) == 0
+
+
+def test_a_disk_and_an_entropy_source(ram: Ram, tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(range(256)) * 256)
+    devices: dict[int, Device] = {0: Block(Image(path)), 9: Rng()}
+    child = fork_io(IoConfig(devices))
+    disk, rng = Hart(ram, devices[0], 0).start(), Hart(ram, devices[9], 9)
+    chance = random.Random(2)
+    for n in range(300):
+        _, (data, status) = disk.ask(pack("<IIQ", Kind.IN, 0, n % 128), 512, 1)
+        assert (data, status) == (bytes(range(256)) * 2, bytes([OK]))
+        if n % 20 == 0:
+            time.sleep(chance.choice([0, 0.0001, 0.003]))
+    disk.ask(pack("<IIQ", Kind.OUT, 0, 5), b"!" * 512, 1)
+    assert path.read_bytes()[5 * 512 : 6 * 512] == b"!" * 512
+    assert disk.interrupts() == 1
+    rng.start()
+    assert rng.ask(64)[0] == 64
+    assert finish(child) == 0
+
+
+def test_an_idle_process_sleeps(ram: Ram) -> None:
+    child = fork_io(IoConfig())
+    wait(lambda: machine().io_asleep)
+    before = Path(f"/proc/{child}/stat").read_text().split()[13:15]
+    time.sleep(0.5)
+    assert Path(f"/proc/{child}/stat").read_text().split()[13:15] == before
+    assert finish(child) == 0
+
+
+class Faulty(Rng):
+    def handle(self, index: int) -> None:
+        raise ZeroDivisionError
+
+
+def test_a_faulty_device_leaves_the_others_alone(ram: Ram) -> None:
+    devices: dict[int, Device] = {0: Faulty(), 1: Rng()}
+    child = fork_io(IoConfig(devices))
+    bad, good = Hart(ram, devices[0], 0).start(), Hart(ram, devices[1], 1)
+    bad.rings[0].add(8)
+    window_write(0, 0, 0x50, 4, 0)
+    wait(bad.needs_reset)
+    good.start()
+    assert good.ask(64)[0] == 64
+    assert finish(child) == 0
+
+
+def test_the_last_words_of_a_machine_go_out(ram: Ram) -> None:
+    host, _, from_guest = pipes()
+    child = fork_io(IoConfig(serial=host))
+    for byte in b"reboot: Power down\n":
+        uart_write(0, 0, byte)
+    assert finish(child) == 0
+    assert os.read(from_guest, 100) == b"reboot: Power down\n"
+
+
+def test_an_output_that_nobody_reads_does_not_keep_the_machine(ram: Ram) -> None:
+    """The guest waits for room, and is let go when the machine ends."""
+    host, _, _ = pipes()
+    child = fork_io(IoConfig(serial=host))
+    writer = os.fork()
+    if writer == 0:
+        for _ in range(1 << 20):
+            uart_write(0, 0, 0x78)
+        os._exit(0)
+    time.sleep(0.5)
+    assert os.waitpid(writer, os.WNOHANG)[0] == 0, "it should wait"
+    assert finish(child) == 0
+    assert reap(writer) == 0
+
+
+def test_escape_x_ends_the_machine_and_restores_the_terminal(ram: Ram) -> None:
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    child = fork_io(IoConfig(serial=Stdio(True, slave, slave)))
+    wait(lambda: termios.tcgetattr(slave) != before)
+    os.write(master, b"\x01x")
+    assert reap(child) == 0
+    assert machine().ending == POWER_OFF
+    assert termios.tcgetattr(slave) == before
+
+
+def test_ctrl_c_is_input(ram: Ram) -> None:
+    host, to_guest, _ = pipes()
+    child = fork_io(IoConfig(serial=host))
+    wait(lambda: machine().io_asleep)
+    os.kill(child, signal.SIGINT)
+    os.write(to_guest, b"\x03")
+    assert take_all(1) == b"\x03"
+    assert finish(child) == 0
+
+
+def test_a_dead_supervisor_ends_the_process_and_restores_the_terminal(ram: Ram) -> None:
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    reader, writer = os.pipe()
+    supervisor = os.fork()
+    if supervisor == 0:
+        child = fork_io(IoConfig(serial=Stdio(True, slave, slave)))
+        os.write(writer, b"%d\n" % child)
+        time.sleep(60)
+        os._exit(0)
+    child = int(os.read(reader, 20))
+    wait(lambda: termios.tcgetattr(slave) != before)
+    os.kill(supervisor, signal.SIGKILL)
+    os.waitpid(supervisor, 0)
+
+    def gone() -> bool:
+        with suppress(OSError):
+            os.waitpid(child, os.WNOHANG)
+        return not Path(f"/proc/{child}").exists() or ") Z" in Path(f"/proc/{child}/stat").read_text()
+
+    wait(gone, 1)
+    assert termios.tcgetattr(slave) == before
+    os.close(master)
+
+
+def test_standard_input_from_a_file_is_tolerated(ram: Ram, tmp_path: Path) -> None:
+    """epoll takes no regular files; the end of the file is no end of the machine."""
+    (tmp_path / "in").write_bytes(b"commands")
+    for path in (str(tmp_path / "in"), "/dev/null"):
+        machine().ending = 0
+        ctypes.memset(regions.UART, 0, 64)
+        child = fork_io(IoConfig(serial=Stdio(False, os.open(path, os.O_RDONLY), os.open("/dev/null", os.O_WRONLY))))
+        if path != "/dev/null":
+            assert take_all(8) == b"commands"
+        wait(lambda: machine().io_asleep)
+        assert finish(child) == 0

@@ -189,7 +189,7 @@ def test_a_damaged_elf_loads_or_is_refused(tmp_path_factory, changes):
 
 
 sizes = st.integers(1, 300 * MIB)
-rams = st.integers(4, 1024).map(lambda n: n * 4 * MIB)
+rams = st.integers(4, 400).map(lambda n: n * 4 * MIB)
 
 
 def spans_of(places: image.Places, used: list[Segment], initrd: int, dtb: int) -> list[tuple[int, int]]:
@@ -198,6 +198,7 @@ def spans_of(places: image.Places, used: list[Segment], initrd: int, dtb: int) -
     return spans + ([(places.initrd, places.initrd + initrd)] if initrd else [])
 
 
+@settings(max_examples=400)
 @given(rams, sizes, st.one_of(st.just(0), sizes), st.integers(1, MIB))
 def test_places_are_in_ram_aligned_and_apart(ram, kernel, initrd, dtb):
     start = RAM_BASE + 2 * MIB

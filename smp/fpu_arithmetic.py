@@ -97,12 +97,13 @@ def mul(F: Format, a: int, b: int, rm: int, flags: int) -> int:
 def quotient_digit(rest: int, divisor: int) -> int:
     """floor(rest * 2**32 / divisor), where rest < divisor and divisor has bit 63 set.
 
-    Knuth, The Art of Computer Programming 4.3.1, algorithm D: the estimate is at most 2 too large.
+    Knuth, The Art of Computer Programming 4.3.1, algorithm D: the estimate is at most 2 too large.  With zeros
+    coming in, the one comparison also catches an estimate of 2**32 or more.
     """
     upper = divisor >> 32
     digit = divu(rest, upper)
     left = rest - digit * upper
-    while left >> 32 == 0 and (digit >> 32 or digit * zext32(divisor) > left << 32):
+    while left >> 32 == 0 and digit * zext32(divisor) > left << 32:
         digit -= 1
         left += upper
     return digit

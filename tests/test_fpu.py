@@ -20,7 +20,7 @@ from llvmlite import ir
 
 from mem import engine
 from mem.native import Unit
-from mem.word import I64, MASK64, V, emitting
+from mem.word import I64, MASK64, V, W, builder, emitting
 from smp.fpformat import DZ, NV, NX, OF, RDN, RMM, RNE, RTZ, RUP, UF, D, Format, H, S
 from smp.fpu_definition import DefinitionFpu, is_nan, is_signaling
 from smp.fpu_native import NativeFpu
@@ -84,9 +84,8 @@ METHODS = sorted({op.method for op in OPERATIONS.values()})
 def _entry(unit: Unit, name: str, emit: Callable[..., Any]) -> None:
     """A compiled function (a, b, c, rm, flags) of one operation."""
     function = ir.Function(unit.module, ir.FunctionType(I64, [I64] * 5), name)
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
-    with emitting(builder):
-        builder.ret(emit(*function.args))
+    with emitting(ir.IRBuilder(function.append_basic_block("entry"))) as b:
+        b.ret(emit(*function.args))
 
 
 def _build(unit: Unit) -> None:
@@ -110,8 +109,6 @@ def _host(fmt: Format, instruction: Callable[..., Any]) -> Callable[..., Any]:
     """Emits a host instruction on operands of a format."""
 
     def emit(a: Any, b: Any, c: Any, rm: Any, flags: Any) -> Any:
-        from mem.word import builder
-
         bits = ir.IntType(fmt.bits)
         operands = [builder().bitcast(_narrow(x, bits), HOST_KIND[fmt]) for x in (a, b, c)]
         result = instruction(builder(), *operands)
@@ -123,8 +120,6 @@ def _host(fmt: Format, instruction: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _narrow(value: Any, kind: Any) -> Any:
-    from mem.word import builder
-
     return value if kind.width == 64 else builder().trunc(value, kind)
 
 
@@ -154,16 +149,16 @@ def compiled() -> Callable[..., tuple[int, int]]:
     root = Path(__file__).resolve().parent.parent
     sources = sorted(p for folder in ("smp", "mem") for p in (root / folder).rglob("*.py"))
     linked = engine.load("test-fpu", [*sources, Path(__file__)], _build)
-    flags = ctypes.c_uint64()
+    fflags = ctypes.c_uint64()
     kind = ctypes.PYFUNCTYPE(ctypes.c_uint64, *[ctypes.c_uint64] * 5)
     found: dict[str, Any] = {}
 
-    def run(name: str, rm: int, *operands: int) -> tuple[int, int]:
+    def run(name: str, rm: int, *operands: int, flags: int = 0) -> tuple[int, int]:
         if name not in found:
             found[name] = kind(linked.get_function_address(name))
-        flags.value = 0
+        fflags.value = flags
         a, b, c = (*operands, 0, 0)[:3]
-        return found[name](a, b, c, rm, ctypes.addressof(flags)), flags.value
+        return found[name](a, b, c, rm, ctypes.addressof(fflags)), fflags.value
 
     return run
 
@@ -171,7 +166,7 @@ def compiled() -> Callable[..., tuple[int, int]]:
 def defined(op: Operation, rm: int, *operands: int) -> tuple[int, int]:
     """What the definition gives: (result, flags)."""
     fpu = DefinitionFpu(rm)
-    a, b, c = (*operands, 0, 0)[:3]
+    a, b, c = (W(x) for x in (*operands, 0, 0)[:3])
     return int(op.apply(fpu, a, b, c)), fpu.flags
 
 
@@ -282,6 +277,21 @@ def test_flags_accumulate(compiled: Any) -> None:
     fpu.div(D, D.one, 0)
     fpu.add(D, D.one, 1)
     assert fpu.flags == DZ | NX
+    assert compiled("test.add.D", RNE, D.one, 1, flags=DZ) == (D.one, DZ | NX)
+
+
+def test_fma_sees_the_last_bit_of_a_product_just_above_a_tie(compiled: Any) -> None:
+    """With the product's highest bit at half a unit of the addend, only its tail says that it is no tie."""
+    x, y = 2**52 + 2**26, 2**53 - 2**27 + 2
+    assert x * y == 2**105 + 2**27
+    a, b = (D.one | significand - D.hidden_bit for significand in (x, y))
+    for up in range(50, 60):
+        for odd in (0, 1):
+            c = (D.bias + up << 52) + odd
+            for sign in (0, D.sign_bit):
+                for rm in MODES:
+                    case = (a, b, c | sign)
+                    assert compiled("test.fma.D", rm, *case) == defined(OPERATIONS["fma.D"], rm, *case)
 
 
 # The definition against the host
@@ -374,18 +384,15 @@ def test_ties(fmt: Format) -> None:
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
 def test_tininess_is_detected_after_rounding(fmt: Format) -> None:
-    """Both products round to the least normal number; only the one that needs the bounded exponent is tiny."""
-    ulp_below_two = fmt.one + fmt.hidden_bit - 1
-    half_least = fmt.hidden_bit >> 1
+    """Both results round up to the least normal number; with an unbounded exponent the first would stay below it."""
+    below_two = fmt.one + fmt.hidden_bit - 1
     fpu = DefinitionFpu(RNE)
-    assert fpu.mul(fmt, ulp_below_two, half_least) == fmt.hidden_bit
+    assert fpu.mul(fmt, below_two, fmt.hidden_bit >> 1) == fmt.hidden_bit  # half a least subnormal below
     assert fpu.flags == NX | UF
-    # (2 - 2u)(1 + u/2...) lies above 2 - u/2: rounded with an unbounded exponent it is 2.
     fpu = DefinitionFpu(RNE)
-    tiny = 1
-    less = fmt.one - (3 << fmt.fraction_bits)
-    result = fpu.fma(fmt, tiny | MINUS[fmt], less, fmt.hidden_bit)
-    assert (result, fpu.flags) == (fmt.hidden_bit, NX)
+    eighth = fmt.one - (3 << fmt.fraction_bits)
+    assert fpu.fma(fmt, 1 | MINUS[fmt], eighth, fmt.hidden_bit) == fmt.hidden_bit  # an eighth of one below
+    assert fpu.flags == NX
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)

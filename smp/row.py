@@ -105,6 +105,16 @@ class Row:
         """All fields of the word by name as the syntax shows them, primes dropped."""
         return {name.rstrip("'"): f.of(word) for name, f in self.fields.items()}
 
+    def encode(self, **values: int) -> int:
+        """The word with these fields (names as in `written`), 0 in all others; `ValueError` if that is another."""
+        word = self.match
+        for name, own in self.fields.items():
+            value = values.get(name.rstrip("'"), 8 if own.prime else 0) - (8 if own.prime else 0)
+            word |= sum((value >> dst & (1 << n) - 1) << src for src, n, dst in own.pieces)
+        if not self.accepts(word) or any(self.written(word).get(name) != v for name, v in values.items()):
+            raise ValueError(f"{self.name} can't have {values} ({self.pattern})")
+        return word
+
     def parameters(self) -> tuple[str, ...]:
         """The operands that the meaning takes."""
         return tuple(inspect.signature(self.meaning).parameters) if self.meaning else ()

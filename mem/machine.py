@@ -29,7 +29,7 @@ class Machine(Layout):
     sbi: u32  # 1 when calls from S-mode go to the built-in SBI
     boot_hart: u32
     mmu_levels: u32  # 3, 4 or 5: the deepest translation satp accepts
-    pad: u32
+    crowded: u32  # 1 when there are more harts than host cores: spinning gives the core away
     one: u64  # 1, what a kick writes
 
 

@@ -32,7 +32,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from llvmlite import ir
 
 from mem import layout as lay
-from mem.word import I1, I8, I64, INT_OF_BYTES, MASK64, V, Bool, builder, const, emitting, raw, truth
+from mem.word import I1, I8, I64, INT_OF_BYTES, MASK64, Bool, V, builder, const, emitting, raw, truth
 
 
 class NativeError(Exception):
@@ -60,6 +60,10 @@ class Native:
         names = list(inspect.signature(self.function).parameters)
         return {name: hints.get(name, int) for name in names}
 
+    def compile(self, target: "Unit") -> None:
+        """Put the body into the unit."""
+        Compiler(target, self).run()
+
     def bind(self, address: int) -> None:
         """Give the compiled code's host address."""
         kinds = [ctypes.c_uint64] * len(self.parameters())
@@ -77,6 +81,26 @@ def native(function: Any = None, *, inline: bool = False, cold: bool = False) ->
     if function is None:
         return lambda f: Native(f, inline, cold)
     return Native(function, inline, cold)
+
+
+class Emitted(Native):
+    """A native whose body is emitted by a Python function from the words that it gets (a switch over a table...)."""
+
+    def compile(self, target: "Unit") -> None:
+        body = target.functions[self]
+        with building(target), emitting(ir.IRBuilder(body.append_basic_block("entry"))) as b:
+            words = [
+                Record(V(a), hint) if isinstance(hint, type) and issubclass(hint, lay.Layout) else V(a)
+                for a, hint in zip(body.args, self.parameters().values(), strict=True)
+            ]
+            result = self.function(*words)
+            if not b.block.is_terminated:
+                b.ret(raw(result) if result is not None else const(0))
+
+
+def emitted(function: Any) -> Any:
+    """Decorator: a native whose body is emitted."""
+    return Emitted(function, False, False)
 
 
 class Table:
@@ -156,7 +180,7 @@ class Unit:
         """Compile the bodies of all natives reached."""
         while self.pending:
             item = self.pending.pop()
-            Compiler(self, item).run()
+            item.compile(self)
 
 
 _units: list[Unit] = []
@@ -596,15 +620,18 @@ class Compiler:
         then, other, after = (self.ir.append_basic_block(n) for n in ("then", "else", "chosen"))
         b.cbranch(condition, then, other)
         incoming = []
+        cls: Any = None
         for start, expression in ((then, node.body), (other, node.orelse)):
             b.position_at_end(start)
-            incoming.append((raw(self.word(expression)), b.block))
+            chosen = self.value(expression)
+            cls = chosen.cls if isinstance(chosen, Record) else cls
+            incoming.append((raw(_word(chosen)), b.block))
             b.branch(after)
         b.position_at_end(after)
         phi = b.phi(I64)
         for value, origin in incoming:
             phi.add_incoming(value, origin)
-        return V(phi)
+        return Record(V(phi), cls) if cls else V(phi)
 
     def of_Call(self, node: ast.Call) -> Any:
         if node.keywords:

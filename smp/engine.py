@@ -13,6 +13,7 @@ MODULES = (
     "mem.atomics",
     "mem.mailbox",
     "mem.machine",
+    "smp.loop",
     "mem.clock",
     "mem.clint",
     "mem.plic",

@@ -1,0 +1,58 @@
+"""What a hart does when its alarm rings: answers to other harts, and the end of the machine."""
+
+from mem.atomics import aload32, aload64, fetch_and32
+from mem.mailbox import (
+    ALARM_FENCE_I,
+    ALARM_INTERRUPT,
+    ALARM_SERVE,
+    ALARM_STOP,
+    ALARM_TLB,
+    ALARM_WATCH,
+    mailbox,
+    serve,
+)
+from mem.mmu import flush_writes
+from mem.native import native, ref
+from smp.hart import Hart
+from smp.trap import flush_fetch, flush_translations
+
+ANSWERED = ALARM_TLB | ALARM_FENCE_I | ALARM_WATCH | ALARM_SERVE
+
+
+@native
+def answer(h: Hart) -> None:
+    """Do what other harts asked for.  Also called while this hart waits for others, so that two never block.
+
+    The ticket is read before the bits are taken: whoever drew it had set its bits before.
+    """
+    box = mailbox(h.id)
+    if aload32(ref(box.alarm)) & ANSWERED == 0:
+        return
+    ticket = aload64(ref(box.requests))
+    bits = fetch_and32(ref(box.alarm), ~ANSWERED)
+    if bits & ALARM_TLB:
+        flush_translations(h)
+    if bits & ALARM_FENCE_I:
+        fence_i(h)
+    if bits & ALARM_WATCH:
+        flush_writes(h.mmu)
+    serve(h.id, ticket)
+
+
+@native
+def fence_i(h: Hart) -> None:
+    """Have every decoded page compared with memory before it runs again."""
+    h.generation += 1
+    flush_fetch(h)
+
+
+@native
+def heed(h: Hart) -> None:
+    """Look at the alarm between two instructions."""
+    box = mailbox(h.id)
+    bits = aload32(ref(box.alarm))
+    if bits & ALARM_STOP:
+        h.stop = 1
+    if bits & ALARM_INTERRUPT:
+        fetch_and32(ref(box.alarm), ~ALARM_INTERRUPT)
+    answer(h)

@@ -1,0 +1,175 @@
+"""Decoded code: where the instructions of a physical page lie ready to run.
+
+A decoded page has a slot for every halfword; a slot holds its handler's host address and the operands.  All slots
+begin with the handler that decodes.  Pages are private to the hart and found by a direct-mapped directory; after
+fence.i a page is compared with the copy that was taken when it was set up, and only a changed one starts anew.
+"""
+
+from mem import regions
+from mem.atomics import load16, memory_compare, memory_copy, store64
+from mem.layout import Layout, layout, u8, u32, u64
+from mem.machine import Machine
+from mem.mmu import (
+    EXECUTE,
+    NO_FAULT,
+    PAGE_MASK,
+    access_fault,
+    fault,
+    is_ram,
+    note_large,
+    pmp_allows,
+    translate,
+)
+from mem.native import emitted, native
+from mem.regions import HOST
+from smp.hart import DECODED_PAGES, FETCH_ENTRIES, Hart
+
+SLOT = 16  # bytes
+SLOTS = 2048
+# Behind the last halfword lie two slots that go on to the next page: a four-byte instruction may end one halfword
+# behind the page.
+COPY = (SLOTS + 2) * SLOT + 32
+STRIDE = COPY + 4096
+assert STRIDE % 64 == 0
+
+
+@layout
+class Slot(Layout):
+    """A decoded instruction."""
+
+    handler: u64
+    rd: u8
+    rs1: u8
+    rs2: u8
+    rs3: u8
+    imm: u32
+
+
+assert Slot.sizeof() == SLOT
+
+
+@native
+def page_index(slot: int) -> int:
+    """Which decoded page a slot belongs to."""
+    return (slot - regions.DECODED) // STRIDE
+
+
+@native
+def slot_address(h: Hart, slot: int) -> int:
+    """Physical address of the instruction in a slot."""
+    index = page_index(slot)
+    return (h.page_ppn[index] << 12) + (slot - regions.DECODED - index * STRIDE) // SLOT * 2
+
+
+@native
+def current_word(h: Hart) -> int:
+    """The bits of the instruction in hand (`h.slot`), for mtval."""
+    pa = slot_address(h, h.slot)
+    low = load16(HOST + pa)
+    if low & 3 != 3:
+        return low
+    if pa & 0xFFF == 0xFFE:
+        return h.straddle_word
+    return low | load16(HOST + pa + 2) << 16
+
+
+@emitted
+def handler_of(index: int) -> int:
+    """Host address of a handler."""
+    from smp.interpreter import handler_table
+
+    return handler_table(index)  # type: ignore[return-value]
+
+
+DECODE, PAGE_END, STRADDLE, ILLEGAL_HANDLER, SPECIAL_HANDLERS = range(5)
+
+
+@native
+def reset_page(h: Hart, index: int, ppn: int) -> None:
+    """Give a decoded page to a physical page: nothing decoded yet."""
+    base = regions.DECODED + index * STRIDE
+    decode = handler_of(DECODE)
+    for i in range(SLOTS):
+        store64(base + i * SLOT, decode)
+    store64(base + SLOTS * SLOT, handler_of(PAGE_END))
+    store64(base + (SLOTS + 1) * SLOT, handler_of(PAGE_END))
+    memory_copy(base + COPY, HOST + (ppn << 12), 4096)
+    h.page_ppn[index] = ppn
+    h.page_generation[index] = h.generation
+
+
+@native
+def decoded_page(h: Hart, ppn: int) -> int:
+    """Host address of the page's slots, set up or brought up to date."""
+    index = (ppn ^ ppn >> 9) & (DECODED_PAGES - 1)
+    base = regions.DECODED + index * STRIDE
+    if h.page_ppn[index] != ppn:
+        h.pages_evicted += 1
+        forget_base(h, base)
+        reset_page(h, index, ppn)
+    elif h.page_generation[index] != h.generation:
+        if memory_compare(base + COPY, HOST + (ppn << 12), 4096):
+            reset_page(h, index, ppn)
+        h.page_generation[index] = h.generation
+    return base
+
+
+@native
+def forget_base(h: Hart, base: int) -> None:
+    """No virtual page may lead to this decoded page any more."""
+    for bank in range(3):
+        for i in range(FETCH_ENTRIES):
+            if h.fetch_banks[bank].entries[i].page == base:
+                h.fetch_banks[bank].entries[i].tag = NO_FAULT
+
+
+@native
+def fetch_page(h: Hart, va: int) -> int:
+    """Physical page for executing at this address, or `mmu.cause` set."""
+    mmu = h.mmu
+    pa = translate(mmu, va, EXECUTE, h.privilege)
+    if mmu.cause != NO_FAULT:
+        return 0
+    page = pa & PAGE_MASK
+    if not is_ram(page, 4096) or not pmp_allows(mmu, pa, 2, EXECUTE, h.privilege):
+        return access_fault(mmu, va, EXECUTE)
+    return page
+
+
+@native
+def enter(h: Hart) -> int:
+    """The slot of the instruction at `h.pc`, or 0 with `mmu.cause` set."""
+    pc = h.pc
+    if pc & h.misaligned:
+        return fault(h.mmu, 0, pc)
+    index = (pc >> 12) & (FETCH_ENTRIES - 1)
+    bank = h.fetch_banks[2 if h.privilege == 3 else h.privilege]
+    entry = bank.entries[index]
+    if entry.tag != pc & PAGE_MASK:
+        page = fetch_page(h, pc)
+        if h.mmu.cause != NO_FAULT:
+            return 0
+        if h.mmu.page_bits > 12:
+            note_large(h.mmu, pc, h.mmu.page_bits)
+        base = decoded_page(h, page >> 12)
+        # PMP that cuts the page: every entry into it is checked anew.
+        if not pmp_allows(h.mmu, page, 4096, EXECUTE, h.privilege):
+            return base + (pc & 0xFFE) * (SLOT // 2)
+        entry.tag = pc & PAGE_MASK
+        entry.page = base
+    return entry.page + (pc & 0xFFE) * (SLOT // 2)
+
+
+@native
+def second_half(h: Hart, va: int) -> int:
+    """The halfword at the start of a page, for an instruction that crosses into it; or `mmu.cause` set."""
+    page = fetch_page(h, va)
+    if h.mmu.cause != NO_FAULT:
+        return 0
+    return load16(HOST + page)
+
+
+@native
+def extensions() -> int:
+    return Machine.at(regions.MACHINE).extensions
+

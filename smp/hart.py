@@ -1,0 +1,121 @@
+"""The hart record: everything that belongs to one hart, at a fixed host address, written by its process alone."""
+
+from mem.layout import Layout, layout, many, u32, u64
+from mem.mmu import Mmu
+from mem.regions import HART_STRIDE, HARTS, MAX_HARTS
+
+SINK = 32  # register number that stands for x0 as a destination: nothing reads it
+FETCH_ENTRIES = 256
+DECODED_PAGES = 512
+NEVER = (1 << 64) - 1
+
+USER, SUPERVISOR, MACHINE = 0, 1, 3
+
+# mstatus (privileged manual, "Machine Status Registers")
+SIE, MIE, SPIE, MPIE, SPP = 1 << 1, 1 << 3, 1 << 5, 1 << 7, 1 << 8
+MPP, FS, MPRV, SUM, MXR = 3 << 11, 3 << 13, 1 << 17, 1 << 18, 1 << 19
+TVM, TW, TSR, UXL, SXL, SD = 1 << 20, 1 << 21, 1 << 22, 3 << 32, 3 << 34, 1 << 63
+MPP_SHIFT = 11
+
+# Exceptions (privileged manual, "Machine Cause Register")
+FETCH_MISALIGNED, FETCH_ACCESS, ILLEGAL, BREAKPOINT = 0, 1, 2, 3
+ECALL_U, ECALL_S, ECALL_M, FETCH_PAGE = 8, 9, 11, 12
+INTERRUPT = 1 << 63
+
+# What a native loop returns to Python for.
+STOPPED, LOGGED = 1, 2
+
+# Reservation of a constrained LR (0: none or a watched one)
+CONSTRAINED = 1
+
+
+@layout
+class FetchEntry(Layout):
+    """A page of code: virtual address and where its decoded instructions lie."""
+
+    tag: u64
+    page: u64
+
+
+@layout
+class FetchBank(Layout):
+    entries: list[FetchEntry] = many(FETCH_ENTRIES)
+
+
+@layout
+class Hart(Layout):
+    """One hart.  The registers come first, so that their displacements are small."""
+
+    x: list[u64] = many(33)  # x[SINK] takes writes to x0
+    f: list[u64] = many(32)  # NaN-boxed
+    pc: u64
+    left: u64  # instructions left of the quantum
+    quantum: u64
+    alarm: u64  # host address of the mailbox's alarm word
+    fetch: u64  # host address of the fetch bank in use
+    id: u32
+    privilege: u32
+    waiting: u32  # 1 after wfi, until an interrupt is pending
+    stop: u32  # the machine ends
+    stopped: u32  # SBI: waits for hart_start
+    suspended: u32  # SBI: resumes at the mailbox's start_pc
+    fflags: u64
+    frm: u64
+    mstatus: u64
+    mie: u64
+    soft_pending: u64  # mip bits that software wrote: STIP, SEIP
+    mideleg: u64
+    medeleg: u64
+    mtvec: u64
+    mepc: u64
+    mcause: u64
+    mtval: u64
+    mscratch: u64
+    mcounteren: u64
+    mcountinhibit: u64
+    stvec: u64
+    sepc: u64
+    scause: u64
+    stval: u64
+    sscratch: u64
+    scounteren: u64
+    senvcfg: u64
+    stimecmp: u64
+    instret: u64  # retired in finished quanta
+    cycle_offset: u64  # what software added to mcycle and minstret
+    instret_offset: u64
+    cycle_stopped: u64  # the counter's value while mcountinhibit holds it
+    instret_stopped: u64
+    reservation: u64  # CONSTRAINED, or 0
+    reserved_pa: u64
+    reserved_value: u64
+    reserved_sc: u64  # pc of the SC that the constrained sequence ends with
+    reserved_lr: u64  # slot of the LR
+    straddle_word: u64  # the last instruction that crossed a page
+    slot: u64  # decoded slot of the instruction in hand, for those that may prove illegal
+    misaligned: u64  # bits that a jump target may not have: 2 without C
+    generation: u64  # counts fence.i
+    pages_evicted: u64
+    log_cause: u64  # last trap, for -d int
+    log_tval: u64
+    log_pc: u64
+    log_new: u32
+    step: u32  # 1: one instruction a quantum (-d exec)
+    traps: u64
+    interrupts: u64
+    ipis: u64
+    wfi_ns: u64
+    pair: list[u64] = many(2)  # the old value of a quadword compare-and-swap
+    tickets: list[u64] = many(MAX_HARTS)  # of the requests under way
+    page_ppn: list[u64] = many(DECODED_PAGES)  # physical page held by each decoded page, or NEVER
+    page_generation: list[u64] = many(DECODED_PAGES)
+    fetch_banks: list[FetchBank] = many(3)  # U, S, M
+    mmu: Mmu
+
+
+assert Hart.sizeof() <= HART_STRIDE
+
+
+def hart_record(number: int) -> Hart:
+    """The record of a hart (Python side)."""
+    return Hart.at(HARTS + number * HART_STRIDE)

@@ -1,0 +1,68 @@
+"""A hart's loop: alarms, interrupts, sleep, then a quantum of instructions; all of it compiled."""
+
+from mem.atomics import aload32, astore32, fetch_and32, now_ns
+from mem.clock import ns_until
+from mem.mailbox import ALARM_START, mailbox, sleep
+from mem.native import native, ref
+from smp.alarm import heed
+from smp.hart import INTERRUPT, LOGGED, NEVER, STOPPED, Hart
+from smp.interpreter import run_quantum
+from smp.sbi import START_PENDING, begin
+from smp.trap import due_interrupt, pending, take_trap, timer_deadline
+
+QUANTUM = 20_000  # instructions between two looks at the clock: some 100 us
+LONGEST_SLEEP = 1_000_000_000
+
+
+@native
+def wait_for_start(h: Hart) -> None:
+    """A hart that SBI's HSM has stopped: sleep until it is started."""
+    box = mailbox(h.id)
+    fetch_and32(ref(box.alarm), ~ALARM_START)
+    if aload32(ref(box.hsm)) == START_PENDING:
+        begin(h)
+    else:
+        sleep(h.id, LONGEST_SLEEP)
+
+
+@native
+def wait_for_interrupt(h: Hart) -> None:
+    """After wfi: sleep until an enabled interrupt is pending, whether or not it can be taken."""
+    if pending(h) & h.mie:
+        h.waiting = 0
+        if h.suspended:
+            begin(h)
+        return
+    started = now_ns()
+    left = ns_until(timer_deadline(h))
+    sleep(h.id, left if left < LONGEST_SLEEP else LONGEST_SLEEP)
+    h.wfi_ns += now_ns() - started
+
+
+@native
+def run_hart(h: Hart) -> int:
+    """Run until the machine ends (STOPPED) or there is a trap to log (LOGGED)."""
+    while True:
+        heed(h)
+        if h.stop:
+            return STOPPED
+        if h.stopped:
+            wait_for_start(h)
+            continue
+        if h.waiting:
+            wait_for_interrupt(h)
+            continue
+        cause = due_interrupt(h)
+        if cause != NEVER:
+            take_trap(h, h.pc, INTERRUPT | cause, 0)
+        else:
+            run_quantum(h, 1 if h.step else QUANTUM)
+        if h.log_new or h.step:
+            return LOGGED
+    return STOPPED
+
+
+@native
+def mark_started(hart: int) -> None:
+    """The boot hart's SBI state."""
+    astore32(ref(mailbox(hart).hsm), 0)

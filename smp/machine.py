@@ -1,0 +1,207 @@
+"""The supervisor: opens the machine's regions, starts its processes, watches them, and says how it ended.
+
+One process a hart and one for I/O are forked from here, after the engine is loaded and before any thread exists.
+Whatever dies unexpectedly ends the whole machine; whatever happens here, no process and no memory is left.
+"""
+
+import gc
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from typing import Any
+
+import multiprocess
+
+from mem.machine import FAILED, RESET, end_machine, machine
+from mem.regions import RegionError, Regions, open_regions
+from smp import engine
+from smp.boot import write_hart, write_machine, write_ram
+from smp.config import MachineConfig
+from smp.cpu import ConfigError
+from smp.devicetree import plan_boot
+from smp.io_setup import io_config
+from smp.process import run_hart_process
+from smp.stats import print_stats
+from virtio.process import IoConfig, run_io
+
+PATIENCE = 1.0  # seconds that harts have to stop
+DRAIN = 5.0  # seconds that the I/O process has to write what the guest has sent
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run_machine(config: MachineConfig) -> int:
+    """Run until the guest powers off; the command's exit status.  A reset starts anew unless -no-reboot is given."""
+    plan_boot(config)  # mistakes in the files come before the engine is compiled
+    progress = Progress()
+    engine.load(progress.say)
+    progress.done()
+    log_fd = open_log(config)
+    io = io_config(config)
+    try:
+        while True:
+            run = Run(config, io, log_fd)
+            why, status = run.go()
+            if why != RESET or not config.reboot:
+                return status
+    finally:
+        io.close()
+        if log_fd != 2:
+            os.close(log_fd)
+
+
+def open_log(config: MachineConfig) -> int:
+    """Where -d's lines go."""
+    if config.log_file is None:
+        return 2
+    try:
+        return os.open(config.log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise ConfigError(f"-D {config.log_file}: {error.strerror}; choose another place") from error
+
+
+class Progress:
+    """What takes long is said on a terminal, on one line that goes away again."""
+
+    def __init__(self) -> None:
+        self.shown = False
+
+    def say(self, text: str) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[Khartbeat: {text}")
+            sys.stderr.flush()
+            self.shown = True
+
+    def done(self) -> None:
+        if self.shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+@dataclass
+class Run:
+    """One life of the machine, from its start to power-off, reset or failure."""
+
+    config: MachineConfig
+    io: IoConfig
+    log_fd: int
+    regions: Regions | None = None
+    harts: list[Any] = field(default_factory=list)
+    io_process: Any = None
+    fds: list[int] = field(default_factory=list)
+    killed_by: int = 0
+    started: float = 0.0
+
+    def go(self) -> tuple[int, int]:
+        """Run it; gives why it ended (mem/machine.py) and the exit status."""
+        old = {number: signal.signal(number, self.interrupted) for number in SIGNALS}
+        try:
+            self.open()
+            self.start()
+            return self.watch()
+        except RegionError as error:
+            raise ConfigError(f"-m {self.config.ram >> 20}M: {error}") from error
+        finally:
+            self.close()
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def interrupted(self, number: int, frame: object) -> None:
+        """A signal to the supervisor ends the machine."""
+        self.killed_by = number
+        if self.regions is not None:
+            end_machine(FAILED, 128 + number)
+
+    def open(self) -> None:
+        """Map and fill in everything."""
+        boot = plan_boot(self.config)
+        self.regions = open_regions(self.config.harts, self.config.ram)
+        self.fds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2)]
+        write_machine(self.config, boot, self.fds[0], self.fds[1], self.log_fd)
+        write_ram(self.regions, boot)
+        for number in range(self.config.harts):
+            write_hart(self.config, boot, number)
+        self.io.supervisor = os.getpid()
+        self.io.prepare()
+
+    def start(self) -> None:
+        """Fork the processes.  What exists by now is shared with them copy-on-write; the collector keeps off it."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        gc.collect()
+        gc.freeze()
+        context = multiprocess.get_context("fork")
+        self.started = time.monotonic()
+        self.io_process = context.Process(target=run_io, args=(self.io,), name="io")
+        self.io_process.start()
+        for number in range(self.config.harts):
+            args = (number, os.getpid(), self.log_fd)
+            hart = context.Process(target=run_hart_process, args=args, name=f"hart {number}")
+            hart.start()
+            self.harts.append(hart)
+
+    def watch(self) -> tuple[int, int]:
+        """Wait for the end, orderly or not."""
+        m = machine()
+        everyone = [*self.harts, self.io_process]
+        while not m.ending:
+            ready = wait([self.fds[0], *(p.sentinel for p in everyone)])
+            dead = next((p for p in everyone if p.sentinel in ready and not p.is_alive()), None)
+            if dead is not None and not m.ending:
+                return self.fail(f"{dead.name} {describe(dead.exitcode)}; the machine is stopped")
+        why, code = m.ending, m.code
+        if not self.join(self.harts, PATIENCE):
+            return self.fail("a hart did not stop")
+        if not self.join([self.io_process], DRAIN):
+            return self.fail("the I/O process did not stop")
+        if self.config.stats:
+            print_stats(self.config, time.monotonic() - self.started)
+        return why, code if why == FAILED else 0
+
+    def fail(self, text: str) -> tuple[int, int]:
+        """The machine ends because something of ours broke."""
+        end_machine(FAILED, 1)
+        self.stop_all()
+        self.io.close()
+        print(f"\rhartbeat: {text}", file=sys.stderr)
+        return FAILED, 1
+
+    def join(self, processes: list[Any], seconds: float) -> bool:
+        """Wait for processes to exit; whether all did in time."""
+        deadline = time.monotonic() + seconds
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        return not any(p.is_alive() for p in processes)
+
+    def stop_all(self) -> None:
+        """Kill what still runs."""
+        everyone = [p for p in [*self.harts, self.io_process] if p is not None]
+        for process in everyone:
+            if process.is_alive():
+                process.kill()
+        for process in everyone:
+            process.join()
+
+    def close(self) -> None:
+        """Leave nothing: processes, descriptors, mappings."""
+        self.stop_all()
+        for process in [*self.harts, self.io_process]:
+            if process is not None:
+                process.close()
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []
+        if self.regions is not None:
+            self.regions.close()
+            self.regions = None
+
+
+def describe(status: int | None) -> str:
+    """How a process ended."""
+    if status is not None and status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"exited with status {status}"
+
+

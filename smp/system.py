@@ -1,0 +1,246 @@
+"""What the rows of kind SYSTEM do: traps and returns, fences, cache blocks, hints.
+
+Each action gets the hart and the register numbers; `h.pc` is the instruction's own address.  It gives NEXT (go
+on), LEAVE (`h.pc` says where; look at the hart's state first) or FAULT (`mmu.cause` is set).
+"""
+
+from typing import Any
+
+from mem import reservation
+from mem.atomics import fence_full, memory_set, sched_yield
+from mem.machine import Machine
+from mem.mmu import NO_FAULT, READ, WRITE, flush_page, is_ram, locate
+from mem.native import Native, native
+from mem.regions import HOST
+from mem.regions import MACHINE as MACHINE_RECORD
+from smp.alarm import fence_i
+from smp.code import current_word
+from smp.hart import (
+    BREAKPOINT,
+    ECALL_U,
+    FETCH_ENTRIES,
+    ILLEGAL,
+    MACHINE,
+    NEVER,
+    SUPERVISOR,
+    TSR,
+    TVM,
+    TW,
+    USER,
+    Hart,
+)
+from smp.sbi import sbi_call
+from smp.trap import flush_translations, machine_return, supervisor_return
+
+NEXT, LEAVE, FAULT = range(3)
+BLOCK = 64  # bytes of a cache block
+
+ACTIONS: dict[str, Native] = {}
+
+
+def action(*names: str) -> Any:
+    """Decorator: the native does what these rows say."""
+
+    def register(made: Native) -> Native:
+        for name in names:
+            ACTIONS[name] = made
+        return made
+
+    return register
+
+
+@native
+def illegal(h: Hart) -> int:
+    """Raise an illegal-instruction exception; its value is the instruction's bits."""
+    h.mmu.cause = ILLEGAL
+    h.mmu.tval = current_word(h)
+    return FAULT
+
+
+@action("ecall")
+@native
+def do_ecall(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
+    if h.privilege == SUPERVISOR and Machine.at(MACHINE_RECORD).sbi:
+        h.pc += 4
+        sbi_call(h)
+        return LEAVE
+    h.mmu.cause = ECALL_U + h.privilege
+    h.mmu.tval = 0
+    return FAULT
+
+
+@action("ebreak")
+@native
+def do_ebreak(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
+    h.mmu.cause = BREAKPOINT
+    h.mmu.tval = h.pc
+    return FAULT
+
+
+@action("mret")
+@native
+def do_mret(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
+    if h.privilege != MACHINE:
+        return illegal(h)
+    machine_return(h)
+    return LEAVE
+
+
+@action("sret")
+@native
+def do_sret(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
+    if h.privilege == USER or (h.privilege == SUPERVISOR and h.mstatus & TSR):
+        return illegal(h)
+    supervisor_return(h)
+    return LEAVE
+
+
+@action("wfi")
+@native
+def do_wfi(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
+    if h.privilege == USER or (h.privilege == SUPERVISOR and h.mstatus & TW):
+        return illegal(h)
+    h.waiting = 1
+    h.pc += 4
+    return LEAVE
+
+
+@action("sfence.vma", "sinval.vma")
+@native
+def do_sfence(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
+    if h.privilege == USER or (h.privilege == SUPERVISOR and h.mstatus & TVM):
+        return illegal(h)
+    if rs1 == 0:
+        flush_translations(h)
+    else:
+        flush_one(h, h.x[rs1])
+    h.pc += 4
+    return LEAVE
+
+
+@native
+def flush_one(h: Hart, va: int) -> None:
+    """Forget one page's translations; all of them when it lies in a superpage."""
+    if va & h.mmu.large_mask == h.mmu.large_base:
+        flush_translations(h)
+        return
+    flush_page(h.mmu, va)
+    index = (va >> 12) & (FETCH_ENTRIES - 1)
+    for bank in range(3):
+        h.fetch_banks[bank].entries[index].tag = NEVER
+
+
+@action("sfence.w.inval", "sfence.inval.ir")
+@native
+def do_sfence_part(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
+    """sinval.vma acts at once, so its fences have nothing to wait for."""
+    return illegal(h) if h.privilege == USER else NEXT
+
+
+@action("fence")
+@native
+def do_fence(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
+    """Order all earlier accesses with all later ones; in particular earlier stores with later loads."""
+    fence_full()
+    return NEXT
+
+
+@action("fence.i")
+@native
+def do_fence_i(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
+    fence_i(h)
+    h.pc += 4
+    return LEAVE
+
+
+@action("pause")
+@native
+def do_pause(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
+    """The hart spins: let others have the core when there are more of them than cores."""
+    if Machine.at(MACHINE_RECORD).crowded:
+        sched_yield()
+    return NEXT
+
+
+@action("wrs.sto")
+@native
+def do_wrs_sto(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
+    """May end at any time; software checks and comes back."""
+    if Machine.at(MACHINE_RECORD).crowded:
+        sched_yield()
+    return NEXT
+
+
+@action("wrs.nto")
+@native
+def do_wrs_nto(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
+    """Waits without a limit, so TW makes it illegal below M."""
+    if h.privilege < MACHINE and h.mstatus & TW:
+        return illegal(h)
+    return do_wrs_sto(h, rd, rs1, rs2, imm)
+
+
+# Cache blocks (unprivileged manual, "CMO"): the machine's caches are coherent, so only the checks remain.
+
+
+@native
+def block_allowed(h: Hart, field: int) -> int:
+    """Whether menvcfg and senvcfg enable the operation in this mode; `field` is the mask of its bits."""
+    if h.privilege < MACHINE and h.mmu.menvcfg & field == 0:
+        return 0
+    return not (h.privilege == USER and h.senvcfg & field == 0)
+
+
+@native
+def block_address(h: Hart, va: int, access: int) -> int:
+    """Translate a block's address; faults are those of a store."""
+    block = va & ~(BLOCK - 1)
+    pa = locate(h.mmu, block, BLOCK if access == WRITE else 1, access)
+    if h.mmu.cause != NO_FAULT:
+        if h.mmu.cause == 13 or h.mmu.cause == 5:
+            h.mmu.cause += 2
+        h.mmu.tval = va
+    return pa
+
+
+@native
+def touch_block(h: Hart, rs1: int, field: int) -> int:
+    if not block_allowed(h, field):
+        return illegal(h)
+    block_address(h, h.x[rs1], READ)
+    return FAULT if h.mmu.cause != NO_FAULT else NEXT
+
+
+@action("cbo.inval")
+@native
+def do_cbo_inval(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
+    return touch_block(h, rs1, 0x30)
+
+
+@action("cbo.clean", "cbo.flush")
+@native
+def do_cbo_clean(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
+    return touch_block(h, rs1, 0x40)
+
+
+@action("cbo.zero")
+@native
+def do_cbo_zero(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
+    if not block_allowed(h, 0x80):
+        return illegal(h)
+    pa = block_address(h, h.x[rs1], WRITE)
+    if h.mmu.cause != NO_FAULT:
+        return FAULT
+    if not is_ram(pa, BLOCK):
+        h.mmu.cause = 7
+        h.mmu.tval = h.x[rs1]
+        return FAULT
+    watched = reservation.is_watched(pa)
+    if watched:
+        reservation.lock()
+    memory_set(HOST + pa, 0, BLOCK)
+    if watched:
+        for at in range(pa, pa + BLOCK, reservation.GRANULE):
+            reservation.broken_by(h.id, at, reservation.GRANULE)
+        reservation.unlock()
+    return NEXT

@@ -1,0 +1,220 @@
+"""Traps: interrupts that are due, entry, return (privileged manual, "Machine-Level ISA" and "Supervisor-Level ISA")."""
+
+from mem.atomics import aload32, memory_set
+from mem.clint import Clint
+from mem.clock import mtime
+from mem.machine import Machine
+from mem.mailbox import MEIP, MSIP, MTIP, SEIP, SSIP, STIP, mailbox
+from mem.mmu import NO_FAULT, choose_view, flush_all
+from mem.native import native, ref
+from mem.regions import CLINT, MACHINE as MACHINE_RECORD
+from mem.word import ctz, select
+from smp.hart import (
+    FS,
+    INTERRUPT,
+    MACHINE,
+    MIE,
+    MPIE,
+    MPP,
+    MPP_SHIFT,
+    MPRV,
+    MXR,
+    NEVER,
+    SIE,
+    SPIE,
+    SPP,
+    SUM,
+    SUPERVISOR,
+    USER,
+    FetchBank,
+    Hart,
+)
+
+STCE = 1 << 63  # menvcfg
+EXT_SSTC_BIT = 54
+
+
+@native
+def update_view(h: Hart) -> None:
+    """Follow a change of privilege or mstatus: which translations are in use."""
+    mmu = h.mmu
+    mmu.privilege = h.privilege
+    data = h.privilege
+    if h.mstatus & MPRV:
+        data = (h.mstatus & MPP) >> MPP_SHIFT
+    mmu.data_privilege = data
+    mmu.sum = h.mstatus & SUM != 0
+    mxr = h.mstatus & MXR != 0
+    if mmu.mxr != mxr:
+        mmu.mxr = mxr
+        flush_all(mmu)
+    choose_view(mmu)
+    bank = select(h.privilege == MACHINE, 2, h.privilege)
+    h.fetch = ref(h.fetch_banks[bank])
+
+
+@native
+def flush_fetch(h: Hart) -> None:
+    """Forget where virtual pages' decoded code lies."""
+    memory_set(ref(h.fetch_banks), 0xFF, FetchBank.sizeof() * 3)
+
+
+@native
+def flush_translations(h: Hart) -> None:
+    """Forget all translations."""
+    flush_all(h.mmu)
+    flush_fetch(h)
+
+
+@native
+def timer_deadline(h: Hart) -> int:
+    """The next mtime value at which an enabled timer interrupt rises."""
+    deadline = NEVER
+    if h.mie & MTIP:
+        deadline = Clint.at(CLINT).mtimecmp[h.id]
+    if h.mie & STIP and h.mmu.menvcfg & STCE and h.stimecmp < deadline:
+        deadline = h.stimecmp
+    return deadline
+
+
+@native
+def pending(h: Hart) -> int:
+    """mip: lines from outside, software's bits, and the timers against the clock."""
+    bits = aload32(ref(mailbox(h.id).pending)) | h.soft_pending
+    now = mtime()
+    if now >= Clint.at(CLINT).mtimecmp[h.id]:
+        bits |= MTIP
+    if h.mmu.menvcfg & STCE:
+        bits &= ~STIP
+        if now >= h.stimecmp:
+            bits |= STIP
+    return bits
+
+
+@native
+def highest(bits: int) -> int:
+    """The interrupt that goes first: MEI MSI MTI SEI SSI STI."""
+    if bits & MEIP:
+        return 11
+    if bits & MSIP:
+        return 3
+    if bits & MTIP:
+        return 7
+    if bits & SEIP:
+        return 9
+    if bits & SSIP:
+        return 1
+    if bits & STIP:
+        return 5
+    return ctz(bits)
+
+
+@native
+def due_interrupt(h: Hart) -> int:
+    """The number of the interrupt to take now, or NEVER."""
+    ready = pending(h) & h.mie
+    if ready == 0:
+        return NEVER
+    for_machine = ready & ~h.mideleg
+    if for_machine and (h.privilege < MACHINE or h.mstatus & MIE):
+        return highest(for_machine)
+    for_supervisor = ready & h.mideleg
+    if for_supervisor and (h.privilege < SUPERVISOR or (h.privilege == SUPERVISOR and h.mstatus & SIE)):
+        return highest(for_supervisor)
+    return NEVER
+
+
+@native
+def vector(base: int, cause: int) -> int:
+    """Where the handler starts: vectored mode adds 4 * cause for interrupts."""
+    target = base & ~3
+    if base & 1 and cause & INTERRUPT:
+        target += 4 * (cause & ~INTERRUPT)
+    return target
+
+
+@native
+def note_trap(h: Hart, pc: int, cause: int, tval: int) -> None:
+    """Keep the trap for -d int and the statistics."""
+    if cause & INTERRUPT:
+        h.interrupts += 1
+    else:
+        h.traps += 1
+    if Machine.at(MACHINE_RECORD).log & 1:
+        h.log_cause = cause
+        h.log_tval = tval
+        h.log_pc = pc
+        h.log_new = 1
+
+
+@native
+def take_trap(h: Hart, pc: int, cause: int, tval: int) -> None:
+    """Enter the handler for a trap at `pc`; `cause` as in mcause."""
+    note_trap(h, pc, cause, tval)
+    h.reservation = 0
+    number = cause & 63
+    delegated = (h.mideleg if cause & INTERRUPT else h.medeleg) >> number & 1
+    status = h.mstatus
+    if delegated and h.privilege <= SUPERVISOR:
+        h.sepc = pc
+        h.scause = cause
+        h.stval = tval
+        status = status & ~(SPP | SPIE) | select(h.privilege == SUPERVISOR, SPP, 0)
+        status |= select(status & SIE != 0, SPIE, 0)
+        h.mstatus = status & ~SIE
+        h.privilege = SUPERVISOR
+        h.pc = vector(h.stvec, cause)
+    else:
+        h.mepc = pc
+        h.mcause = cause
+        h.mtval = tval
+        status = status & ~(MPP | MPIE) | h.privilege << MPP_SHIFT
+        status |= select(status & MIE != 0, MPIE, 0)
+        h.mstatus = status & ~MIE
+        h.privilege = MACHINE
+        h.pc = vector(h.mtvec, cause)
+    update_view(h)
+
+
+@native
+def take_fault(h: Hart, pc: int) -> None:
+    """Enter the handler for the exception left in `mmu.cause`."""
+    cause = h.mmu.cause
+    h.mmu.cause = NO_FAULT
+    take_trap(h, pc, cause, h.mmu.tval)
+
+
+@native
+def machine_return(h: Hart) -> None:
+    """MRET."""
+    status = h.mstatus
+    previous = (status & MPP) >> MPP_SHIFT
+    status = status & ~(MIE | MPP) | select(status & MPIE != 0, MIE, 0) | MPIE
+    if previous != MACHINE:
+        status &= ~MPRV
+    h.mstatus = status
+    h.privilege = previous
+    h.pc = h.mepc
+    h.reservation = 0
+    update_view(h)
+
+
+@native
+def supervisor_return(h: Hart) -> None:
+    """SRET."""
+    status = h.mstatus
+    previous = select(status & SPP != 0, SUPERVISOR, USER)
+    status = status & ~(SIE | SPP | MPRV) | select(status & SPIE != 0, SIE, 0) | SPIE
+    h.mstatus = status
+    h.privilege = previous
+    h.pc = h.sepc
+    h.reservation = 0
+    update_view(h)
+
+
+@native
+def fp_is_off(h: Hart) -> int:
+    """Whether mstatus.FS makes floating-point instructions illegal."""
+    return h.mstatus & FS == 0
+
+

@@ -207,8 +207,11 @@ def _check_consoles(config: MachineConfig) -> None:
     ids = [chardev.id for chardev in config.chardevs]
     _check_unique("-chardev id", ids)
     consoles = [device for device in config.devices if device.driver == "virtconsole"]
-    if consoles and all(device.driver != "virtio-serial-device" for device in config.devices):
-        raise ConfigError("-device virtconsole: has no bus; add -device virtio-serial-device before it")
+    buses = sum(device.driver == "virtio-serial-device" for device in config.devices)
+    if len(consoles) > buses:
+        raise ConfigError("-device virtconsole: has no bus of its own; add -device virtio-serial-device")
+    if len(consoles) < buses:
+        raise ConfigError("-device virtio-serial-device: has no port; add -device virtconsole,chardev=ID")
     wanted = [console.get("chardev") for console in consoles]
     for name in wanted:
         if name not in ids:

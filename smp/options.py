@@ -39,11 +39,13 @@ DEVICES = {
         "drive": "id of its -drive (needed)",
         "id": "name",
         "serial": "what the guest reads as its serial number, at most 20 bytes",
+        "num-queues": "number of request queues, 1 to 32 (default 1)",
     },
     "virtio-rng-device": {"id": "name"},
-    "virtio-serial-device": {"id": "name"},
+    "virtio-serial-device": {"id": "name"},  # carries one virtconsole, the next that is free
     "virtconsole": {"chardev": "id of its -chardev (needed)", "id": "name"},
 }
+MAX_QUEUES = 32
 NEEDED = {"virtio-blk-device": "drive", "virtconsole": "chardev"}
 
 
@@ -208,6 +210,9 @@ def read_device(text: str) -> Fields:
         raise ConfigError(f"-device {text}: needs {needed}=ID")
     if len(given.get("serial", "").encode(errors="surrogateescape")) > 20:
         raise ConfigError(f"-device serial={given['serial']}: has more than 20 bytes; shorten it")
+    if not 1 <= number("-device num-queues", given.get("num-queues", "1")) <= MAX_QUEUES:
+        queues = given["num-queues"]
+        raise ConfigError(f"-device num-queues={queues}: a disk has 1 to {MAX_QUEUES} queues")
     return {"devices": (DeviceConfig(driver, tuple(given.items())),)}
 
 
@@ -215,7 +220,7 @@ def _device_help() -> Iterator[str]:
     yield "Devices and their properties:"
     for driver, properties in DEVICES.items():
         yield f"  {driver}"
-        yield from (f"    {name:8} {about}" for name, about in properties.items())
+        yield from (f"    {name:10} {about}" for name, about in properties.items())
 
 
 def read_chardev(text: str) -> Fields:

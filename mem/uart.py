@@ -161,6 +161,13 @@ def uart_put(hart: int, byte: int) -> None:
     kick_io()
 
 
+@native
+def uart_send(hart: int, source: int, count: int) -> None:
+    """Send bytes that lie at a host address."""
+    for done in range(count):
+        uart_put(hart, load8(source + done))
+
+
 @native(cold=True)
 def wait_and_put(hart: int, uart: Uart, byte: int) -> None:
     """Send a byte once there is room.

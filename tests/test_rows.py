@@ -1,14 +1,17 @@
 """The rows: encodings, meanings against expectations by hand, and emitted code against computed values."""
 
 import ctypes
+import math
 import random
+from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 from llvmlite import ir
 
 from mem import engine
 from mem.native import Unit, building
-from mem.word import I64, MASK64, V, W, emitting, raw
+from mem.word import I64, MASK64, V, W, emitting, raw, signed
 from smp import overlap
 from smp.cpu import EXT_C, EXT_D, EXT_I, EXT_M, EXT_ZBB, EXT_ZBKB, EXT_ZCB, EXT_ZIHINTPAUSE
 from smp.row import ROWS, Kind, Row, unlisted
@@ -230,6 +233,55 @@ def test_meaning(name: str, operands: tuple[int, ...], result: int) -> None:
 @pytest.mark.parametrize(("name", "rs1", "imm", "result"), EXPECTED_IMMEDIATE)
 def test_meaning_with_an_immediate(name: str, rs1: int, imm: int, result: int) -> None:
     assert W(ROWS[name].meaning(rs1=W(rs1), imm=W(imm))) == result  # type: ignore[misc]
+
+
+def by_bits(a: int, place: Callable[[int], int], width: int = 64) -> int:
+    """Bit n of the value moved to `place(n)`."""
+    return sum((a >> n & 1) << place(n) for n in range(width))
+
+
+def carry_less(a: int, b: int) -> int:
+    """The whole product, 127 bits."""
+    product = 0
+    for n in range(64):
+        product ^= (a << n) * (b >> n & 1)
+    return product
+
+
+def in_bytes(a: int, byte: Callable[[int], int]) -> int:
+    return int.from_bytes(bytes(byte(x) for x in a.to_bytes(8, "little")), "little")
+
+
+# The same in other words: on bits, bytes and Python's unbounded integers.
+OTHERWISE: dict[str, Callable[..., int]] = {
+    "clmul": lambda a, b: carry_less(a, b) & ONES,
+    "clmulh": lambda a, b: carry_less(a, b) >> 64,
+    "clmulr": lambda a, b: carry_less(a, b) >> 63 & ONES,
+    "orc.b": lambda a: in_bytes(a, lambda x: 0xFF if x else 0),
+    "brev8": lambda a: by_bits(a, lambda n: n & ~7 | 7 - (n & 7)),
+    "rev8": lambda a: int.from_bytes(a.to_bytes(8, "little"), "big"),
+    "rol": lambda a, b: by_bits(a, lambda n: (n + b) % 64),
+    "ror": lambda a, b: by_bits(a, lambda n: (n - b) % 64),
+    "rolw": lambda a, b: signed(by_bits(a, lambda n: (n + b) % 32, 32), 32) & ONES,
+    "rorw": lambda a, b: signed(by_bits(a, lambda n: (n - b) % 32, 32), 32) & ONES,
+    "mulh": lambda a, b: signed(a) * signed(b) >> 64 & ONES,
+    "mulhsu": lambda a, b: signed(a) * b >> 64 & ONES,
+    "mulhu": lambda a, b: a * b >> 64,
+    "clz": lambda a: len(f"{a:064b}") - len(f"{a:064b}".lstrip("0")),
+    "ctz": lambda a: len(f"{a:064b}") - len(f"{a:064b}".rstrip("0")),
+    "cpop": lambda a: f"{a:b}".count("1"),
+    "cpopw": lambda a: f"{a & 0xFFFFFFFF:b}".count("1"),
+    "div": lambda a, b: math.trunc(Fraction(signed(a), signed(b))) & ONES if b else ONES,
+    "remw": lambda a, b: int(math.fmod(signed(a, 32), signed(b, 32)) if b & 0xFFFFFFFF else signed(a, 32)) & ONES,
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_meaning_in_other_words(name: str) -> None:
+    source, row = random.Random(name), ROWS[name]
+    for _ in range(300):
+        given = [operand(source, row, p) for p in row.parameters()]
+        assert row.meaning(*map(W, given)) == OTHERWISE[name](*given), given  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

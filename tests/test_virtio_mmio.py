@@ -1,20 +1,25 @@
 """The MMIO transport and its windows: registers, negotiation, set-up, reset, configuration, interrupts."""
 
 import ctypes
+import mmap
 import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 from fake_driver import ALL, RINGS, Rig, Ring, machine_memory
 
 from mem import memmap, regions
+from mem.atomics import py_store32, py_xchg32
 from mem.machine import machine
 from mem.mailbox import RUNNING, SLEEPING, Mailbox
 from mem.plic import Plic
 from mem.window import (
     REQUESTS,
     Register,
+    Window,
     WindowRequest,
     window_answer,
     window_has_work,
@@ -59,6 +64,13 @@ class Odd(Device):
 @pytest.fixture
 def rig(ram: Ram) -> Rig:
     return Rig(ram, Odd())
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.0002)
 
 
 def level(slot: int) -> bool:
@@ -203,41 +215,74 @@ def test_the_line_follows_interrupt_status(rig: Rig) -> None:
     assert not level(rig.slot)
 
 
-def test_raising_and_acknowledging_at_once_lose_nothing(rig: Rig) -> None:
-    """Two processes race; after each round the line agrees with InterruptStatus."""
+@contextmanager
+def process(function: Callable[[], object]) -> Iterator[int]:
+    """A child that calls the function, gone at the end."""
     child = os.fork()
     if child == 0:
-        for _ in range(20000):
-            window_write(0, rig.slot, Register.INTERRUPT_ACK, 4, 1)
+        function()
         os._exit(0)
-    while os.waitpid(child, os.WNOHANG)[0] == 0:
-        for _ in range(100):
-            window_raise(rig.slot, 1)
-    assert level(rig.slot) == bool(rig.read(Register.INTERRUPT_STATUS))
-    window_raise(rig.slot, 1)
-    assert level(rig.slot)
-    rig.interrupts()
-    assert not level(rig.slot)
+    try:
+        yield child
+    finally:
+        with suppress(OSError):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def test_raising_and_acknowledging_at_once_lose_nothing(rig: Rig) -> None:
+    """Both have changed the status and wait to set the line, in whatever order: it agrees in the end."""
+    lock = regions.PLIC + Plic.offset("lock")
+    for n in range(40):
+        window_raise(rig.slot, 1)
+        assert level(rig.slot)
+        py_xchg32(lock, 1)
+        with process(lambda: window_write(0, rig.slot, Register.INTERRUPT_ACK, 4, 1)) as acknowledging:
+            wait_for(lambda: rig.read(Register.INTERRUPT_STATUS) == 0)
+            time.sleep(0.001)
+            with process(lambda: window_raise(rig.slot, 2)) as raising:
+                wait_for(lambda: rig.read(Register.INTERRUPT_STATUS) == 2)
+                time.sleep(0.001 * (n % 3))
+                py_store32(lock, 0)
+                os.waitpid(raising, 0)
+                os.waitpid(acknowledging, 0)
+        assert level(rig.slot)
+        rig.interrupts()
+        assert not level(rig.slot)
 
 
 def test_a_register_write_waits_for_its_answer_as_a_sleeper(rig: Rig) -> None:
     """The hart counts as asleep meanwhile, so that nobody waits for it."""
     activity = Mailbox.at(regions.MAILBOXES + Mailbox.sizeof())
-    child = os.fork()
-    if child == 0:
-        window_write(1, rig.slot, Register.STATUS, 4, 0x5)
-        os._exit(0)
-    while not window_has_work():
-        time.sleep(0.001)
-    time.sleep(0.05)
-    assert activity.activity == SLEEPING
-    assert os.waitpid(child, os.WNOHANG)[0] == 0
-    assert window_take_asked(0) == 2
-    request = WindowRequest.at(REQUESTS + WindowRequest.sizeof())
-    assert (request.slot, request.register, request.size, request.value) == (rig.slot, 0x70, 4, 5)
-    window_answer(1)
-    os.waitpid(child, 0)
+    with process(lambda: window_write(1, rig.slot, Register.STATUS, 4, 0x5)) as hart:
+        wait_for(window_has_work)
+        time.sleep(0.05)
+        assert activity.activity == SLEEPING
+        assert os.waitpid(hart, os.WNOHANG)[0] == 0
+        assert window_take_asked(0) == 2
+        request = WindowRequest.at(REQUESTS + WindowRequest.sizeof())
+        assert (request.slot, request.register, request.size, request.value) == (rig.slot, 0x70, 4, 5)
+        window_answer(1)
+        os.waitpid(hart, 0)
     assert activity.activity == RUNNING
+
+
+def test_the_generation_waits_while_the_configuration_changes(rig: Rig) -> None:
+    """A hart that reads it in the middle gets the number of after."""
+    place = regions.WINDOWS + rig.slot * Window.sizeof() + Register.CONFIG_GENERATION
+    before = rig.read(Register.CONFIG_GENERATION)
+    py_store32(place, before + 1)
+    results = mmap.mmap(-1, 4096)
+
+    def read() -> None:
+        results[:4] = rig.read(Register.CONFIG_GENERATION).to_bytes(4, "little")
+
+    with process(read) as hart:
+        time.sleep(0.05)
+        assert os.waitpid(hart, os.WNOHANG)[0] == 0
+        py_store32(place, before + 2)
+        os.waitpid(hart, 0)
+    assert int.from_bytes(results[:4], "little") == before + 2
 
 
 def test_an_ending_machine_lets_a_waiting_hart_go(rig: Rig) -> None:

@@ -46,6 +46,6 @@ class Serial:
         if not self.host.input or not (room := self.room()):
             return False
         data = self.host.read(min(room, RING))
-        self.buffer[: len(data)] = data
+        ctypes.memmove(self.place, data, len(data))
         uart_receive(self.place, len(data))
         return True

@@ -1,10 +1,10 @@
 """What all processes know of the machine: its size, its processor, and whether it is ending."""
 
 from mem import regions
+from mem.atomics import cas32, fetch_or32, load32, write_fd
 from mem.layout import Layout, layout, u32, u64
 from mem.mailbox import ALARM_STOP, alarm
 from mem.native import native, ref
-from mem.atomics import cas32, fetch_or32, load32, write_fd
 
 RUNNING, POWER_OFF, RESET, FAILED = range(4)
 

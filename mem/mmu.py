@@ -493,11 +493,25 @@ def write_slow(mmu: Mmu, va: int, size: int, value: int) -> None:
 
 
 @native
+def cached(mmu: Mmu, va: int, size: int, access: int) -> int:
+    """The physical address that the TLB has for an aligned access, or NO_FAULT."""
+    view = View.at(mmu.data)
+    index = (va >> 12) & (TLB_ENTRIES - 1)
+    entry = view.write.entries[index] if access == WRITE else view.read.entries[index]
+    if entry.tag != va & (PAGE_MASK | size - 1):
+        return NO_FAULT
+    return va + entry.addend - HOST
+
+
+@native
 def atomic_address(mmu: Mmu, va: int, size: int, access: int) -> int:
     """The physical address of RAM for LR (READ), SC and AMO (WRITE), or `mmu.cause` set.
 
     Misaligned ones raise the misaligned exception, devices an access fault.
     """
+    known = cached(mmu, va, size, access)
+    if known != NO_FAULT:
+        return known
     if va & (size - 1):
         return fault(mmu, cause_of(access, 4, 6, 0), va)
     pa = locate(mmu, va, size, access)

@@ -86,6 +86,8 @@ EXCLUDES = table("u8", [bool(r.excluded) for r in LIST])
 assert all(len(r.ext) <= 2 for r in LIST)
 
 K_BRANCH, K_JAL, K_LR, K_SC, K_ALU = (k.value for k in (Kind.BRANCH, Kind.JAL, Kind.LR, Kind.SC, Kind.ALU))
+WAITS = (NUMBER["wrs.nto"], NUMBER["wrs.sto"])
+NO_SC = 1  # "bytes to the SC" of an LR that only waits (wrs follows): no SC has an odd address
 
 
 # A row's operands, as a recipe: what goes into each byte of the slot and into its immediate.
@@ -261,7 +263,7 @@ def word_at(pa: int) -> int:
 
 @native
 def sequence_end(pa: int) -> int:
-    """Bytes from an LR to the SC that ends its constrained sequence, or 0.
+    """Bytes from an LR to the SC that ends its constrained sequence, NO_SC if it ends in a wait, or 0.
 
     Only register arithmetic and conditional branches may lie between, all on one page, at most WINDOW_LIMIT.
     """
@@ -276,6 +278,8 @@ def sequence_end(pa: int) -> int:
         kind = KIND[number]
         if kind == K_SC:
             return at - pa
+        if number == WAITS[0] or number == WAITS[1]:
+            return NO_SC
         if kind != K_ALU and kind != K_BRANCH:
             return 0
         at += length_of(word)

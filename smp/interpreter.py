@@ -134,6 +134,18 @@ class Ops:
         """This instruction is retired; on to the one behind it."""
         self.tail_slot(self.slot + self.length * SLOT // 2, self.left - 1, self.delta)
 
+    def next_heeding(self) -> None:
+        """`next` after an access that may have waited for another process.
+
+        Such a hart counts as asleep: whoever wanted its translations flushed did not wait for it, so the alarm
+        comes before the next instruction.
+        """
+        quiet, rings = branch_to(load(self.get(ALARM), 4) == 0)
+        builder().position_at_end(rings)
+        self.leave(self.pc() + self.length, self.left - 1)
+        builder().position_at_end(quiet)
+        self.next()
+
     def leave(self, pc: Any, left: Any) -> None:
         """Back to the hart's loop, to go on at `pc`."""
         self.put(PC, pc)
@@ -257,7 +269,7 @@ def emit_load(ops: Ops, row: Row) -> None:
         value = call(read_slow, rare.hart + MMU, rare.x("rs1") + rare.imm(), row.size)
         rare.unless_fault()
         (rare.set_x if row.kind is Kind.LOAD else rare.set_f)(row.meaning(value))  # type: ignore[misc]
-        rare.next()
+        rare.next_heeding()
 
     ops.cold("slow", missed)
 
@@ -282,7 +294,7 @@ def emit_store(ops: Ops, row: Row) -> None:
         rare.put(LEFT, rare.left)
         call(write_slow, rare.hart + MMU, rare.x("rs1") + rare.imm(), row.size, value(rare))
         rare.unless_fault()
-        rare.next()
+        rare.next_heeding()
 
     ops.cold("slow", missed)
 

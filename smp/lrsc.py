@@ -7,10 +7,9 @@ it from an LR that happened at the moment of the swap.  A taken branch, a trap o
 
 from mem import reservation
 from mem.atomics import cas32, cas64, cas128, load8, load16, load32, load64, now_ns
-from mem.machine import is_ending
+from mem.machine import Machine, is_ending
 from mem.mailbox import ALARM_WATCH, is_served, relax, request
-from mem.machine import Machine
-from mem.mmu import NO_FAULT, WRITE, READ, atomic_address, flush_writes, store_host
+from mem.mmu import NO_FAULT, READ, WRITE, atomic_address, flush_writes, store_host
 from mem.native import native, ref
 from mem.regions import HOST, MACHINE, RESERVATIONS
 from mem.reservation import NONE, Reservations

@@ -22,7 +22,7 @@ from mem.mailbox import (
 from mem.native import native, ref
 from mem.regions import HOST
 from mem.regions import MACHINE as MACHINE_RECORD
-from mem.uart import uart_put, uart_take
+from mem.uart import NOTHING, uart_put, uart_take
 from smp.alarm import answer, fence_i
 from smp.csr import write_mcycle, write_minstret
 from smp.hart import SIE, SUPERVISOR, Hart
@@ -36,7 +36,6 @@ STARTED, STOPPED, START_PENDING, STOP_PENDING, SUSPENDED = range(5)
 IMPLEMENTATION = 0x4862  # not registered
 A0, A1, A2, A3, A4, A6, A7 = 10, 11, 12, 13, 14, 16, 17
 ALL_HARTS = (1 << 64) - 1
-NOTHING = (1 << 64) - 1  # what uart_take gives when there is no byte
 
 
 @native

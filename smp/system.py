@@ -7,8 +7,9 @@ on), LEAVE (`h.pc` says where; look at the hart's state first) or FAULT (`mmu.ca
 from typing import Any
 
 from mem import reservation
-from mem.atomics import fence_full, memory_set, sched_yield
+from mem.atomics import aload32, cpu_relax, fence_full, load32, memory_set, sched_yield
 from mem.machine import Machine
+from mem.mailbox import sleep
 from mem.mmu import NO_FAULT, READ, WRITE, flush_page, is_ram, locate
 from mem.native import Native, native
 from mem.regions import HOST
@@ -17,6 +18,7 @@ from smp.alarm import fence_i
 from smp.code import current_word
 from smp.hart import (
     BREAKPOINT,
+    CONSTRAINED,
     ECALL_U,
     FETCH_ENTRIES,
     ILLEGAL,
@@ -162,13 +164,43 @@ def do_pause(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
     return NEXT
 
 
+WAIT_TURNS = 40
+NAP_NS = 20_000
+NAPS = 8
+
+
+@native
+def reservation_holds(h: Hart) -> int:
+    """Whether the value that the last LR saw is still there and nothing rings."""
+    if aload32(h.alarm):
+        return 0
+    return load32(HOST + h.reserved_pa) == h.reserved_value & 0xFFFFFFFF
+
+
 @action("wrs.sto")
 @native
 def do_wrs_sto(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
-    """May end at any time; software checks and comes back."""
+    """Wait until the reserved value changes or an interrupt comes, but not for long: software looks and comes back.
+
+    With more harts than cores the waiter soon sleeps, so that the one it waits for has a core.
+    """
+    if h.reservation != CONSTRAINED:
+        return NEXT
+    turns = 0
+    while turns < WAIT_TURNS and reservation_holds(h):
+        if Machine.at(MACHINE_RECORD).crowded and turns & 3 == 3:
+            sched_yield()
+        else:
+            cpu_relax()
+        turns += 1
     if Machine.at(MACHINE_RECORD).crowded:
-        sched_yield()
-    return NEXT
+        naps = 0
+        while naps < NAPS and reservation_holds(h):
+            sleep(h.id, NAP_NS)
+            naps += 1
+    # Who asked something of a sleeping hart counts on its looking at the alarm first.
+    h.pc += 4
+    return LEAVE
 
 
 @action("wrs.nto")

@@ -7,7 +7,8 @@ from mem.machine import Machine
 from mem.mailbox import MEIP, MSIP, MTIP, SEIP, SSIP, STIP, mailbox
 from mem.mmu import NO_FAULT, choose_view, flush_all
 from mem.native import native, ref
-from mem.regions import CLINT, MACHINE as MACHINE_RECORD
+from mem.regions import CLINT
+from mem.regions import MACHINE as MACHINE_RECORD
 from mem.word import ctz, select
 from smp.hart import (
     FS,

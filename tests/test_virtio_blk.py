@@ -208,6 +208,7 @@ def test_an_overlay_reads_what_was_written_and_leaves_the_file(
     path.write_bytes(base)
     model = bytearray(base + bytes(100))
     image = Overlay(path)
+    assert not image.readonly
     for n, (operation, sector, count) in enumerate(operations):
         start_, end = sector * 512, min(sector + count, SECTORS) * 512
         if operation == "r":
@@ -227,3 +228,20 @@ def test_an_overlay_reads_what_was_written_and_leaves_the_file(
     assert whole == model
     image.close()
     assert path.read_bytes() == base
+
+
+def test_an_overlay_outlives_the_process_that_wrote_it(tmp_path: Path) -> None:
+    """A reset of the machine starts a new I/O process from the supervisor's image."""
+    path = tmp_path / "base"
+    path.write_bytes(bytes(1 << 16))
+    image = Overlay(path)
+    child = os.fork()
+    if child == 0:
+        image.write([memoryview(b"new" + bytes(509))], 512)
+        os._exit(0)
+    os.waitpid(child, 0)
+    buffer = bytearray(3)
+    image.read([memoryview(buffer)], 512)
+    assert buffer == b"new"
+    image.close()
+    image.close()

@@ -118,11 +118,15 @@ def test_a_terminal_is_raw_and_restored(terminal: tuple[int, int]) -> None:
     _, slave = terminal
     before = termios.tcgetattr(slave)
     host = Stdio(True, slave, slave)
-    host.start()
+    child = os.fork()
+    if child == 0:
+        host.start()
+        os.kill(os.getpid(), 9)
+    os.waitpid(child, 0)
     during = termios.tcgetattr(slave)
     assert not during[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
     assert during[1] & termios.OPOST
-    host.close()
+    host.close()  # in the supervisor, when the I/O process was killed
     assert termios.tcgetattr(slave) == before
 
 
@@ -227,8 +231,11 @@ def test_unix_takes_one_client_after_the_other(tmp_path: Path) -> None:
         assert client.recv(9) == b"out"
         client.close()
         pump(host, lambda: host.source == -1)
+    host.stop()
+    assert os.path.exists(path), "the next I/O process goes on with it"
     host.close()
     assert not os.path.exists(path)
+    host.close()
     Unix(path).close()
 
 

@@ -64,8 +64,12 @@ class Chardev:
         """Columns and rows, (0, 0) when there are none."""
         return 0, 0
 
+    def stop(self) -> None:
+        """The I/O process ends, and another may follow after a reset: give the terminal back."""
+
     def close(self) -> None:
-        """Give the host's end back as it was."""
+        """The last one ends: leave nothing.  May be called in any process, and again."""
+        self.stop()
 
 
 class FdChardev(Chardev):
@@ -141,6 +145,7 @@ class FdChardev(Chardev):
             print(f"hartbeat: console output: {error.strerror}; it is dropped", file=sys.stderr)
 
     def close(self) -> None:
+        super().close()
         for fd in {self.source, self.sink} - {-1}:
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -167,13 +172,11 @@ class Stdio(FdChardev):
     def __init__(self, mux: bool, source: int = 0, sink: int = 1) -> None:
         super().__init__(source, sink)
         self.mux, self.terminal, self.escaped = mux, source, False
-        self.saved: list[Any] | None = None
+        self.saved = save_terminal(source)
         self.quit: Callable[[], None] = lambda: None
 
     def start(self) -> None:
-        if self.source >= 0 and os.isatty(self.source):
-            self.saved = termios.tcgetattr(self.source)
-            self.enter_raw()
+        self.enter_raw()
         self.sink = _without_blocking(self.sink)
 
     def enter_raw(self) -> None:
@@ -192,7 +195,7 @@ class Stdio(FdChardev):
             mode[3] &= ~termios.ISIG
         mode[tty.CC][termios.VMIN], mode[tty.CC][termios.VTIME] = 1, 0
         with contextlib.suppress(termios.error):
-            termios.tcsetattr(self.terminal, termios.TCSADRAIN, mode)
+            termios.tcsetattr(self.terminal, termios.TCSANOW, mode)
 
     def send(self, data: bytes) -> int:
         if os.get_blocking(self.sink) and not select.select([], [self.sink], [], 0)[1]:
@@ -230,22 +233,18 @@ class Stdio(FdChardev):
         except OSError:
             return 0, 0
 
-    def close(self) -> None:
+    def stop(self) -> None:
         if self.saved is not None:
-            restore_terminal(self.terminal, self.saved)
-            self.saved = None
+            with contextlib.suppress(termios.error):  # it may be gone, and draining it could take for ever
+                termios.tcsetattr(self.terminal, termios.TCSANOW, self.saved)
+
+    def close(self) -> None:
+        self.stop()
 
 
-def save_terminal(fd: int = 0) -> list[Any] | None:
-    """The terminal's mode, for `restore_terminal`; None when it is no terminal."""
-    return termios.tcgetattr(fd) if os.isatty(fd) else None
-
-
-def restore_terminal(fd: int, saved: list[Any] | None) -> None:
-    """Put a terminal back as it was."""
-    if saved is not None:
-        with contextlib.suppress(termios.error):
-            termios.tcsetattr(fd, termios.TCSADRAIN, saved)
+def save_terminal(fd: int) -> list[Any] | None:
+    """The terminal's mode; None when it is no terminal."""
+    return termios.tcgetattr(fd) if fd >= 0 and os.isatty(fd) else None
 
 
 class Unix(FdChardev):
@@ -260,10 +259,6 @@ class Unix(FdChardev):
         self.listener.bind(path)
         self.listener.listen(1)
         self.listener.setblocking(False)
-        self.owner = os.getpid()
-
-    def start(self) -> None:
-        self.owner = os.getpid()
 
     def interest(self) -> dict[int, int]:
         return super().interest() if self.source >= 0 else {self.listener.fileno(): IN}
@@ -288,9 +283,10 @@ class Unix(FdChardev):
 
     def close(self) -> None:
         super().close()
-        self.listener.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self.path)
+        if self.listener.fileno() >= 0:
+            self.listener.close()
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
 
 
 def open_file(path: str) -> Chardev:

@@ -4,6 +4,7 @@ Offsets and sizes are bytes.  Host failures are OSErrors, which virtio-blk turns
 """
 
 import ctypes
+import mmap
 import os
 import tempfile
 from pathlib import Path
@@ -40,6 +41,7 @@ class Image:
     def __init__(self, path: Path, readonly: bool = False) -> None:
         self.path, self.readonly = path, readonly
         self.fd = os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
+        self.base = self.fd
         self.size = os.lseek(self.fd, 0, os.SEEK_END)
 
     def read(self, parts: list[memoryview], offset: int) -> None:
@@ -82,25 +84,30 @@ class Image:
             offset, size = offset + count, size - count
 
     def close(self) -> None:
-        os.close(self.fd)
+        """May be called again."""
+        if self.base >= 0:
+            os.close(self.base)
+        self.base = -1
 
 
 class Overlay(Image):
-    """Writes go to an unnamed file that vanishes with the machine; `owned` has a byte a cluster."""
+    """Writes go to an unnamed file that vanishes with the machine; `owned` has a byte a cluster.
+
+    Both are shared with the processes forked later, so that the writes last over a reset of the machine.
+    """
 
     def __init__(self, path: Path, readonly: bool = False) -> None:
         super().__init__(path, readonly=True)
         self.readonly = readonly  # what the guest is told
         self.file = tempfile.TemporaryFile(prefix="hartbeat-")  # noqa: SIM115
-        self.owned = bytearray(-(-self.size // CLUSTER) + 1)
-        self.base = self.fd
+        self.owned = mmap.mmap(-1, self.size // CLUSTER + 2)
 
     def _runs(self, parts: list[memoryview], offset: int) -> None:
         """Read run by run from where the clusters are."""
         while parts:
             cluster = offset // CLUSTER
             ours = self.owned[cluster]
-            end = self.owned.find(1 - ours, cluster)
+            end = self.owned.find(bytes([1 - ours]), cluster)
             room = ((end if end >= 0 else len(self.owned) + (1 << 40)) * CLUSTER) - offset
             now, parts = _split(parts, room)
             self.fd = self.file.fileno() if ours else self.base
@@ -140,7 +147,7 @@ class Overlay(Image):
         self.write_zeroes(offset, size)
 
     def close(self) -> None:
-        os.close(self.base)
+        super().close()
         self.file.close()
 
 

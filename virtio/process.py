@@ -84,7 +84,8 @@ def run_io(io: IoConfig) -> None:
         process.run()
         process.finish()
     finally:
-        io.close()
+        for host in io.hosts():
+            host.stop()
 
 
 def _die_with(supervisor: int) -> None:

@@ -79,8 +79,6 @@ def compare_exchange(address: Any, expected: Any, desired: Any, size: int) -> V:
     return _widen(builder().extract_value(pair, 0), size)
 
 
-
-
 aload32 = macro(lambda a: atomic_load(a, 4))
 aload64 = macro(lambda a: atomic_load(a, 8))
 astore32 = macro(lambda a, v: atomic_store(a, v, 4))
@@ -106,9 +104,7 @@ def cas128(address: Any, expected_lo: Any, expected_hi: Any, lo: Any, hi: Any, r
         wide = b.shl(b.zext(raw(high), I128), ir.Constant(I128, 64))
         return b.or_(b.zext(raw(low), I128), wide)
 
-    pair = b.cmpxchg(
-        pointer(address, I128), join(expected_lo, expected_hi), join(lo, hi), "seq_cst", "seq_cst"
-    )
+    pair = b.cmpxchg(pointer(address, I128), join(expected_lo, expected_hi), join(lo, hi), "seq_cst", "seq_cst")
     old = b.extract_value(pair, 0)
     b.store(old, pointer(result, I128), align=8)
     return Bool(b.extract_value(pair, 1))

@@ -7,6 +7,7 @@ alignment; `Class.offset("field")` is what the displacement of a load would be.
 """
 
 import ctypes
+import inspect
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 u8 = Annotated[int, ctypes.c_uint8]
@@ -69,9 +70,7 @@ def _ctype_of(hint: Any, default: Any) -> Any:
 def layout(cls: type[C]) -> type[C]:
     """Class decorator: lay the annotated fields out in order."""
     hints = get_type_hints(cls, include_extras=True)
-    own = {name: hints[name] for name in cls.__dict__.get("__annotations__", {})}
-    if not own:  # Python 3.14 keeps annotations lazily
-        own = {n: h for n, h in hints.items() if n not in ("ctype", "fields")}
+    own = {name: hints[name] for name in inspect.get_annotations(cls)}
     cls.fields = {name: (hint, cls.__dict__.get(name)) for name, hint in own.items()}
     members = [(name, _ctype_of(hint, default)) for name, (hint, default) in cls.fields.items()]
     cls.ctype = type(cls.__name__, (ctypes.Structure,), {"_fields_": members})

@@ -13,7 +13,8 @@ What holds:
 - A parameter (or local assigned from `Class.at(address)`) whose annotation is a layout is a pointer to the record:
   `r.field`, `r.list[i]`, `r.inner.field` load and store; `ref(r.field)` is the host address.
 - Statements: assignment, augmented assignment, if, while, for over range(), match on integer constants, return,
-  break, continue, pass, expression.  `and`, `or`, `not`, `a if c else b`, chained comparisons.
+  break, continue, pass, expression.  `and`, `or`, `not`, `a if c else b`, chained comparisons,
+  `a in (x, y)`.
 - Globals that are integers (enum members too), tables (`table("u8", values)`), other natives and macros.
 - Memory: load8..load64, store8..store64 (plain); aload32/64, astore32/64 and the atomics of mem/atomics.py.
 
@@ -27,7 +28,7 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from llvmlite import ir
 
@@ -42,7 +43,7 @@ class NativeError(Exception):
 class Native:
     """A function of the language: compiled as part of a unit, called from Python through its address."""
 
-    registry: list["Native"] = []
+    registry: ClassVar[list["Native"]] = []
 
     def __init__(self, function: Callable[..., Any], inline: bool, cold: bool) -> None:
         self.function, self.inline, self.cold = function, inline, cold
@@ -577,6 +578,8 @@ class Compiler:
         return -value if isinstance(node.op, ast.USub) else ~value
 
     def of_Compare(self, node: ast.Compare) -> Any:
+        if isinstance(node.ops[0], (ast.In, ast.NotIn)):
+            return self._member(node)
         words = [self.word(n) for n in [node.left, *node.comparators]]
         result: Any = None
         for op, a, b in zip(node.ops, words, words[1:], strict=False):
@@ -586,6 +589,17 @@ class Compiler:
                 part = _COMPARE[type(op)](a if isinstance(a, V) else V(const(a)), b)
             result = part if result is None else result & part
         return result
+
+    def _member(self, node: ast.Compare) -> Any:
+        """`a in (x, y)`: equal to one of the words of a tuple."""
+        if not isinstance(node.comparators[0], ast.Tuple):
+            raise self.fail(node, "in takes a tuple of words")
+        subject = V(raw(self.word(node.left)))
+        found: Any = None
+        for item in node.comparators[0].elts:
+            same = subject == self.word(item)
+            found = same if found is None else found | same
+        return found if isinstance(node.ops[0], ast.In) else Bool(builder().not_(truth(found)))
 
     def of_BoolOp(self, node: ast.BoolOp) -> Any:
         """Short circuit; the result is a truth value."""

@@ -72,10 +72,9 @@ def broken_by(hart: int, pa: int, size: int) -> None:
                 r.granule[other] = NONE
             elif granule >> 12 == pa >> 12:
                 held = 1
-    if not held and load8(mark(pa)) == ARMED:
-        if now_ns() - r.page_time[(pa >> 12) & 1023] > LET_GO_NS:
-            store8(mark(pa), UNWATCHED)
-            fetch_add32(ref(r.watched), -1)
+    if not held and load8(mark(pa)) == ARMED and now_ns() - r.page_time[(pa >> 12) & 1023] > LET_GO_NS:
+        store8(mark(pa), UNWATCHED)
+        fetch_add32(ref(r.watched), -1)
 
 
 @native

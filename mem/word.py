@@ -184,13 +184,16 @@ class Bool(V):
         return Bool(builder().or_(self.v, o.v)) if isinstance(o, Bool) else V(raw(self)) | o
 
 
-for _name in ("add", "sub", "mul", "xor", "lshift", "rshift", "eq", "ne", "lt", "le", "gt", "ge", "radd", "rsub",
-              "rmul", "rand", "ror", "rxor", "rlshift", "rrshift"):  # fmt: skip
+def _widened(name: str) -> Any:
+    """An operation of V on a truth value read as 0 or 1."""
+    operation = getattr(V, name)
+    return lambda self, other: operation(V(raw(self)), other)
 
-    def _widened(self: Bool, other: Any, _op: Any = getattr(V, f"__{_name}__")) -> Any:
-        return _op(V(raw(self)), other)
 
-    setattr(Bool, f"__{_name}__", _widened)
+for _name in ("add", "sub", "mul", "xor", "lshift", "rshift", "eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(Bool, f"__{_name}__", _widened(f"__{_name}__"))
+for _name in ("add", "sub", "mul", "and", "or", "xor", "lshift", "rshift"):
+    setattr(Bool, f"__r{_name}__", _widened(f"__r{_name}__"))
 
 
 def const(value: int) -> ir.Constant:

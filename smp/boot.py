@@ -1,6 +1,5 @@
 """The state a machine starts in: shared records, RAM and hart records, written before anything is forked."""
 
-import ctypes
 import os
 
 from mem import clint, reservation
@@ -12,7 +11,7 @@ from mem.mmu import NO_FAULT
 from mem.regions import MAILBOXES, Regions
 from smp.config import MachineConfig
 from smp.cpu import EXT_C, EXT_SVPBMT
-from smp.hart import MACHINE, NEVER, SUPERVISOR, Hart, hart_record
+from smp.hart import DECODED_PAGES, MACHINE, NEVER, SUPERVISOR, Hart, hart_record
 from smp.sbi import STARTED, STOPPED
 from smp.trap import STCE, flush_translations, update_view
 
@@ -67,7 +66,8 @@ def write_hart(config: MachineConfig, boot: Boot, number: int) -> None:
     h.misaligned = 0 if config.cpu.mask & EXT_C else 2
     h.stimecmp = NEVER
     h.mmu.cause = NO_FAULT
-    ctypes.memset(ctypes.addressof(h.page_ppn), 0xFF, ctypes.sizeof(h.page_ppn))
+    for page in range(DECODED_PAGES):
+        h.page_ppn[page] = NEVER
     h.privilege = MACHINE
     h.step = "exec" in config.log
     if boot.mode == "S":

@@ -172,4 +172,3 @@ def second_half(h: Hart, va: int) -> int:
 @native
 def extensions() -> int:
     return Machine.at(regions.MACHINE).extensions
-

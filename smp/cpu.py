@@ -169,9 +169,7 @@ def parse_cpu(text: str) -> CpuConfig:
     """
     model, *settings = text.split(",")
     if model not in MODELS:
-        raise ConfigError(
-            f"-cpu {model}: no such processor{near(model, MODELS)} (there are {', '.join(MODELS)})"
-        )
+        raise ConfigError(f"-cpu {model}: no such processor{near(model, MODELS)} (there are {', '.join(MODELS)})")
     chosen: dict[str, bool] = {}
     for setting in settings:
         name, value = _setting(setting)

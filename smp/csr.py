@@ -539,5 +539,3 @@ def csr_base(h: Hart, number: int, old: int) -> int:
     if number == 0x344:
         return old & ~SEIP | h.soft_pending & SEIP
     return old
-
-

@@ -222,21 +222,31 @@ def excluding_of(number: int) -> int:
 
 
 @native
+def bucket_of(word: int) -> int:
+    """The bucket of a word: quadrant, opcode and funct3."""
+    if word & 3 == 3:
+        return ((word >> 2) & 31) << 3 | (word >> 12) & 7
+    return 256 + ((word & 3) << 3 | (word >> 13) & 7)
+
+
+@native
+def is_enabled(number: int) -> int:
+    """Whether the machine has one of the row's extensions."""
+    have = extensions()
+    first = EXT_FIRST[number]
+    second = EXT_SECOND[number]
+    return have & first == first or have & second == second
+
+
+@native
 def find_row(word: int) -> int:
     """The row that a word is on this machine, or NO_ROW.  A 16-bit instruction has its upper half zero."""
-    if word & 3 == 3:
-        bucket = ((word >> 2) & 31) << 3 | (word >> 12) & 7
-    else:
-        bucket = 256 + ((word & 3) << 3 | (word >> 13) & 7)
-    have = extensions()
+    bucket = bucket_of(word)
     for i in range(BUCKET_START[bucket], BUCKET_START[bucket + 1]):
         number = BUCKET_ROWS[i]
-        if word & MASK[number] == MATCH[number]:
-            first = EXT_FIRST[number]
-            second = EXT_SECOND[number]
-            if have & first == first or have & second == second:
-                if not (EXCLUDES[number] and is_excluded(number, word)):
-                    return number
+        matches = word & MASK[number] == MATCH[number] and is_enabled(number)
+        if matches and not (EXCLUDES[number] and is_excluded(number, word)):
+            return number
     return NO_ROW
 
 
@@ -312,7 +322,7 @@ def decode_into(slot: int, word: int, pc: int, pa: int) -> None:
     put_operands(number, word, slot)
     handler = HANDLER[number]
     kind = KIND[number]
-    if kind == K_BRANCH or kind == K_JAL:
+    if kind in (K_BRANCH, K_JAL):
         if pa and is_near(pc, sext32(s.imm)):
             handler += NEAR
     elif kind == K_LR and pa:
@@ -345,4 +355,3 @@ def decode_straddling(h: Hart, slot: int, pc: int, high: int) -> int:
     handler = Slot.at(slot).handler
     Slot.at(slot).handler = handler_of(STRADDLE)
     return handler
-

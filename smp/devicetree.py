@@ -23,9 +23,7 @@ UART_CLOCK_HZ = 3_686_400
 Span = tuple[int, int]
 
 
-def build(
-    config: MachineConfig, *, initrd: Span | None = None, sswi: bool = False, seed: bytes | None = None
-) -> bytes:
+def build(config: MachineConfig, *, initrd: Span | None = None, sswi: bool = False, seed: bytes | None = None) -> bytes:
     """The blob. `initrd` is (start, end); `seed` replaces 32 random bytes.
 
     `sswi` lists the ACLINT's supervisor software interrupts: a kernel that sees them sends its IPIs that way

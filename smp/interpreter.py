@@ -624,7 +624,7 @@ def _build_table(target: Unit) -> None:
     made = ir.GlobalVariable(target.module, kind, TABLE)
     made.linkage, made.global_constant = "internal", True
     made.initializer = ir.Constant(kind, [f.ptrtoint(I64) for f in names + rows])
-    target.functions[TABLE] = made  # type: ignore[assignment]
+    target.functions[TABLE] = made
     for index, body in SPECIAL.items():
         emit_into(names[index], 4, body)
     for (name, length, variant), function in zip(HANDLERS, rows, strict=True):
@@ -655,4 +655,3 @@ def run_quantum(h: Hart, quantum: int) -> None:
     h.instret += quantum - h.left
     h.quantum = 0
     h.left = 0
-

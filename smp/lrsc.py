@@ -214,4 +214,3 @@ def compare_and_swap_pair(h: Hart, va: int, rd: int, rs2: int) -> None:
     if rd:
         h.x[rd] = h.pair[0]
         h.x[rd + 1] = h.pair[1]
-

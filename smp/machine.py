@@ -203,5 +203,3 @@ def describe(status: int | None) -> str:
     if status is not None and status < 0:
         return f"was killed by {signal.Signals(-status).name}"
     return f"exited with status {status}"
-
-

@@ -5,7 +5,7 @@ import os
 import signal
 from typing import NoReturn
 
-from mem.regions import DECODED, map_fixed
+from mem.regions import DECODED, HART_STRIDE, HARTS, map_fixed
 from smp.code import STRIDE
 from smp.hart import DECODED_PAGES, INTERRUPT, STOPPED, Hart, hart_record
 from smp.loop import run_hart
@@ -29,7 +29,7 @@ def run_hart_process(number: int, supervisor: int, log_fd: int) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     map_fixed(DECODED, DECODED_PAGES * STRIDE)
     h = hart_record(number)
-    address = ctypes.addressof(h)
+    address = HARTS + number * HART_STRIDE
     while run_hart.unlocked(address) != STOPPED:
         write_log(h, log_fd)
     os._exit(0)

@@ -68,9 +68,9 @@ def dispatch(h: Hart, extension: int, function: int) -> int:
 
 @native
 def is_present(extension: int) -> int:
-    timing = extension == TIME or extension == PMU
-    harts = extension == IPI or extension == RFENCE or extension == HSM
-    return timing or harts or extension == BASE or extension == SRST or extension == DBCN
+    timing = extension in (TIME, PMU)
+    harts = extension in (IPI, RFENCE, HSM)
+    return timing or harts or extension in (BASE, SRST, DBCN)
 
 
 @native

@@ -217,5 +217,3 @@ def supervisor_return(h: Hart) -> None:
 def fp_is_off(h: Hart) -> int:
     """Whether mstatus.FS makes floating-point instructions illegal."""
     return h.mstatus & FS == 0
-
-

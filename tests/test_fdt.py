@@ -25,15 +25,11 @@ values = st.one_of(
     st.just(fdt.EMPTY),
     st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4).map(lambda cells: fdt.u32(*cells)),
     st.integers(0, 2**64 - 1).map(fdt.u64),
-    st.lists(st.from_regex(r"[ -~]{1,9}", fullmatch=True), min_size=1, max_size=3).map(
-        lambda s: fdt.strings(*s)
-    ),
+    st.lists(st.from_regex(r"[ -~]{1,9}", fullmatch=True), min_size=1, max_size=3).map(lambda s: fdt.strings(*s)),
     st.binary(min_size=1, max_size=9),
 )
 # dtc reads a meaning into these, and completes or rejects the tree.
-properties = st.dictionaries(
-    names.filter(lambda name: name not in ("phandle", "linux-phandle")), values, max_size=4
-)
+properties = st.dictionaries(names.filter(lambda name: name not in ("phandle", "linux-phandle")), values, max_size=4)
 
 
 def trees(depth: int = 3) -> st.SearchStrategy[Node]:

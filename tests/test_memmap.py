@@ -12,9 +12,7 @@ def test_addresses_and_interrupts_are_qemu_virts():
     assert memmap.CLINT_BASE == 0x2000000
     assert memmap.PLIC_BASE == 0xC000000
     assert (memmap.UART_BASE, memmap.UART.irq) == (0x10000000, 10)
-    assert [(slot.base, slot.irq) for slot in memmap.VIRTIO[:8]] == [
-        (0x10000000 + 0x1000 * n, n) for n in range(1, 9)
-    ]
+    assert [(slot.base, slot.irq) for slot in memmap.VIRTIO[:8]] == [(0x10000000 + 0x1000 * n, n) for n in range(1, 9)]
     assert memmap.RAM_BASE == 0x80000000
 
 

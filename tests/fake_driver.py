@@ -15,7 +15,7 @@ from mem.memmap import RAM_BASE
 from mem.window import Register, window_read, window_take_notified, window_take_queues, window_write
 from smp import engine
 from virtio.device import Device
-from virtio.mmio import EVENT_IDX, INDIRECT_DESC, VERSION_1, Transport
+from virtio.mmio import EVENT_IDX, INDIRECT_DESC, VERSION_1, Transport, clear_windows
 from virtio.queue import INDIRECT, NEXT, WRITE, Queue, Ram
 
 RAM_BYTES = 4 << 20
@@ -32,6 +32,7 @@ def machine_memory(harts: int = 2) -> Iterator[Ram]:
     opened = regions.open_regions(harts, RAM_BYTES)
     machine().harts, machine().ram_bytes = harts, RAM_BYTES
     try:
+        clear_windows()
         yield Ram(opened.ram())
     finally:
         opened.close()

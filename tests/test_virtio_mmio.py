@@ -88,7 +88,7 @@ def test_identity(rig: Rig) -> None:
 
 
 def test_an_empty_slot_reads_as_nothing_and_ignores_writes(ram: Ram) -> None:
-    assert window_read(20, Register.DEVICE_ID, 4) == 0
+    assert [window_read(20, n, 4) for n in (0, 4, 8, 12)] == [0x74726976, 2, 0, 0]
     window_write(0, 20, Register.STATUS, 4, 1)
     window_write(0, 20, Register.QUEUE_NOTIFY, 4, 0)
     assert not window_has_work()

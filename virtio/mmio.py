@@ -4,12 +4,14 @@ The guest reads the window's memory (mem/window.py) and its writes come here one
 what it should be read as.  It knows no device but through virtio/device.py.
 """
 
+import ctypes
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from mem import regions
 from mem.atomics import py_fence, py_store32
+from mem.memmap import VIRTIO_SLOTS
 from mem.window import (
     CONFIG_BYTES,
     MAGIC,
@@ -28,6 +30,16 @@ INDIRECT_DESC, EVENT_IDX, VERSION_1 = 1 << 28, 1 << 29, 1 << 32
 USED_BUFFER, CONFIG_CHANGE = 1, 2
 
 
+def clear_windows() -> None:
+    """All slots empty: drivers find the magic and no device."""
+    for slot in range(VIRTIO_SLOTS):
+        place = regions.WINDOWS + slot * Window.sizeof()
+        ctypes.memset(place, 0, Window.sizeof())
+        registers = Window.at(place).registers
+        registers[Register.MAGIC >> 2] = MAGIC
+        registers[Register.VERSION >> 2] = VERSION
+
+
 def log(text: str) -> None:
     """One line on stderr."""
     print(f"hartbeat: {text}", file=sys.stderr, flush=True)
@@ -44,8 +56,6 @@ class Transport:
         device.config_changed = self.config_changed
         device.stop()
         self._clear()
-        self._set(Register.MAGIC, MAGIC)
-        self._set(Register.VERSION, VERSION)
         self._set(Register.VENDOR_ID, VENDOR)
         for register in (0, 4, 8, 12):  # no shared memory: length and base are all ones
             self._set(Register.SHM_LENGTH + register, 0xFFFF_FFFF)

@@ -29,7 +29,7 @@ from mem.window import (
 )
 from virtio.chardev import Chardev, Stdio
 from virtio.device import Device
-from virtio.mmio import Transport
+from virtio.mmio import Transport, clear_windows
 from virtio.queue import Ram
 from virtio.serial import TX_HEAD, TX_TAIL, Serial
 
@@ -55,6 +55,7 @@ class IoConfig:
 
     def prepare(self) -> None:
         """Fill in the register windows, before a hart can look at them."""
+        clear_windows()
         size = machine().ram_bytes
         array = (ctypes.c_uint8 * size).from_address(regions.HOST + RAM_BASE)
         ram = Ram(memoryview(array).cast("B"))

@@ -17,7 +17,7 @@ NUMBER = {row.name: i for i, row in enumerate(LIST)}
 NO_ROW = len(LIST)
 
 # Kinds with several handlers: which one a slot gets is decided when it is decoded.
-FAR, NEAR, WINDOW = range(3)  # BRANCH, JAL: the target lies on another page; on this one; inside a constrained LR/SC
+FAR, NEAR, WINDOW = range(3)  # BRANCH, JAL: the target lies on another page; on this one; out of a constrained LR/SC
 WATCHED_LR, CONSTRAINED_LR = range(2)
 VARIANTS = {Kind.BRANCH: 3, Kind.JAL: 2, Kind.LR: 2}
 X_RESULT = (Kind.ALU, Kind.LOAD, Kind.JAL, Kind.JALR, Kind.AMO, Kind.LR, Kind.SC, Kind.CSR, Kind.CSRI)
@@ -297,8 +297,19 @@ def sequence_end(pa: int) -> int:
 
 
 @native
+def begins_in_window(pa: int, length: int, target: int) -> int:
+    """Whether an instruction of the constrained sequence, or its SC, begins `target` bytes behind the LR."""
+    at = 0
+    while at < length:
+        if at == target:
+            return 1
+        at += length_of(word_at(pa + at))
+    return target == length
+
+
+@native
 def mark_window(slot: int, pa: int, length: int) -> None:
-    """Decode the branches of a constrained sequence so that a taken one ends it."""
+    """Decode the branches of a constrained sequence so that one taken out of it ends it."""
     at = 4
     while at < length:
         word = word_at(pa + at)
@@ -306,7 +317,8 @@ def mark_window(slot: int, pa: int, length: int) -> None:
         if KIND[number] == K_BRANCH:
             inner = slot + at * 8
             put_operands(number, word, inner)
-            Slot.at(inner).handler = handler_of(HANDLER[number] + WINDOW)
+            stays = begins_in_window(pa, length, at + sext32(Slot.at(inner).imm))
+            Slot.at(inner).handler = handler_of(HANDLER[number] + (NEAR if stays else WINDOW))
         at += length_of(word)
 
 

@@ -25,8 +25,8 @@ INTERRUPT = 1 << 63
 # What a native loop returns to Python for.
 STOPPED, LOGGED = 1, 2
 
-# Reservation of a constrained LR (0: none or a watched one)
-CONSTRAINED = 1
+# Reservation of a constrained LR (0: none or a watched one), and when its sequence was left by a jump
+CONSTRAINED, STRAY = 1, 2
 
 
 @layout
@@ -86,7 +86,7 @@ class Hart(Layout):
     instret_offset: u64
     cycle_stopped: u64  # the counter's value while mcountinhibit holds it
     instret_stopped: u64
-    reservation: u64  # CONSTRAINED, or 0
+    reservation: u64  # CONSTRAINED, STRAY, or 0
     reserved_pa: u64
     reserved_value: u64
     reserved_sc: u64  # pc of the SC that the constrained sequence ends with

@@ -1,8 +1,9 @@
 """LR, SC and compare-and-swap (unprivileged manual, "A" and "Zacas"; how exactness is had: mem/reservation.py).
 
-An LR that opens a constrained sequence (only register arithmetic and forward branches up to its SC, all on one
-page) remembers the value; its SC is one host compare-and-swap.  That is exact: nothing the guest can see tells
-it from an LR that happened at the moment of the swap.  A taken branch, a trap or another SC ends the sequence.
+An LR that opens a constrained sequence (only register arithmetic and branches up to its SC, all on one page)
+remembers the value; its SC is one host compare-and-swap.  That is exact: nothing the guest can see tells it from
+an LR that happened at the moment of the swap.  A trap or another SC ends the sequence.  So does a branch taken out
+of it; an SC reached that way fails once, and its LR is watched from then on.
 """
 
 from mem import reservation
@@ -15,7 +16,7 @@ from mem.regions import HOST, MACHINE, RESERVATIONS
 from mem.reservation import NONE, Reservations
 from mem.word import sext32
 from smp.alarm import answer
-from smp.hart import CONSTRAINED, Hart
+from smp.hart import CONSTRAINED, STRAY, Hart
 
 
 @native
@@ -134,13 +135,13 @@ def store_conditional(h: Hart, va: int, size: int, value: int, pc: int) -> int:
     pa = atomic_address(h.mmu, va, size, WRITE)
     if h.mmu.cause != NO_FAULT:
         return 0
-    constrained = h.reservation == CONSTRAINED
-    h.reservation = 0
-    if not constrained:
-        return watched_store(h, pa, size, value)
-    if pc != h.reserved_sc:
-        h.reservation = CONSTRAINED + 1
+    held = h.reservation
+    if held == STRAY or (held == CONSTRAINED and pc != h.reserved_sc):
+        h.reservation = STRAY
         return 1
+    h.reservation = 0
+    if held != CONSTRAINED:
+        return watched_store(h, pa, size, value)
     if pa != h.reserved_pa:
         return 1
     return constrained_store(h, pa, size, value)

@@ -28,12 +28,14 @@ from smp.stats import print_stats
 from virtio.process import IoConfig, run_io
 
 PATIENCE = 1.0  # seconds that harts have to stop
-DRAIN = 5.0  # seconds that the I/O process has to write what the guest has sent
+LAST_WORDS = 60.0  # seconds that a reader has to take what the guest has sent
+HURRY = 1.0  # the same when it was a signal that ended the machine
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_machine(config: MachineConfig) -> int:
     """Run until the guest powers off; the command's exit status.  A reset starts anew unless -no-reboot is given."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to clean up
     plan_boot(config)  # mistakes in the files come before the engine is compiled
     progress = Progress()
     engine.load(progress.say)
@@ -92,6 +94,7 @@ class Run:
     io_process: Any = None
     fds: list[int] = field(default_factory=list)
     killed_by: int = 0
+    running: bool = False
     started: float = 0.0
 
     def go(self) -> tuple[int, int]:
@@ -100,6 +103,9 @@ class Run:
         try:
             self.open()
             self.start()
+            self.running = True
+            if self.killed_by:
+                end_machine(FAILED, 128 + self.killed_by)
             return self.watch()
         except RegionError as error:
             raise ConfigError(f"-m {self.config.ram >> 20}M: {error}") from error
@@ -111,7 +117,7 @@ class Run:
     def interrupted(self, number: int, frame: object) -> None:
         """A signal to the supervisor ends the machine."""
         self.killed_by = number
-        if self.regions is not None:
+        if self.running:
             end_machine(FAILED, 128 + number)
 
     def open(self) -> None:
@@ -123,7 +129,7 @@ class Run:
         write_ram(self.regions, boot)
         for number in range(self.config.harts):
             write_hart(self.config, boot, number)
-        self.io.supervisor = os.getpid()
+        self.io.supervisor, self.io.last_words = os.getpid(), LAST_WORDS
         self.io.prepare()
 
     def start(self) -> None:
@@ -154,11 +160,11 @@ class Run:
         why, code = m.ending, m.code
         if not self.join(self.harts, PATIENCE):
             return self.fail("a hart did not stop")
-        if not self.join([self.io_process], DRAIN):
+        if not self.join([self.io_process], LAST_WORDS + PATIENCE) and not self.killed_by:
             return self.fail("the I/O process did not stop")
         if self.config.stats:
             print_stats(self.config, time.monotonic() - self.started)
-        return why, code if why == FAILED else 0
+        return why, exit_status(code) if why == FAILED else 0
 
     def fail(self, text: str) -> tuple[int, int]:
         """The machine ends because something of ours broke."""
@@ -169,11 +175,14 @@ class Run:
         return FAILED, 1
 
     def join(self, processes: list[Any], seconds: float) -> bool:
-        """Wait for processes to exit; whether all did in time."""
-        deadline = time.monotonic() + seconds
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        return not any(p.is_alive() for p in processes)
+        """Wait for processes to exit; whether all did in time.  After a signal there is less of it."""
+        began = time.monotonic()
+        while alive := [p for p in processes if p.is_alive()]:
+            left = began + (min(seconds, HURRY) if self.killed_by else seconds) - time.monotonic()
+            if left <= 0:
+                return False
+            wait([p.sentinel for p in alive], min(left, 0.1))
+        return True
 
     def stop_all(self) -> None:
         """Kill what still runs."""
@@ -196,6 +205,11 @@ class Run:
         if self.regions is not None:
             self.regions.close()
             self.regions = None
+
+
+def exit_status(code: int) -> int:
+    """A failure's code as a process can give it: in eight bits, and never 0."""
+    return code & 0xFF or 1
 
 
 def describe(status: int | None) -> str:

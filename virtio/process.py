@@ -36,7 +36,7 @@ from virtio.serial import TX_HEAD, TX_TAIL, Serial
 IO_ASLEEP = regions.MACHINE + Machine.offset("io_asleep")
 RECENT = 1_000_000  # ns after the last work in which polling is worth while
 LOOK_ROUND = 1_000_000  # ns between looks at the host's descriptors while there is no time to sleep
-LAST_WORDS = 1.0  # seconds that output may take when the machine has ended
+HURRY = 1.0  # seconds that output may take when the user has ended the machine
 PR_SET_PDEATHSIG = 1
 
 
@@ -44,12 +44,14 @@ PR_SET_PDEATHSIG = 1
 class IoConfig:
     """What the I/O process has: devices by slot, the UART's host end, and for how long it polls (0: never).
 
+    last_words: seconds that output may take when the guest has ended the machine.
     Make it in the supervisor and call `prepare` before anything is forked.
     """
 
     devices: dict[int, Device] = field(default_factory=dict)
     serial: Chardev = field(default_factory=Chardev)
     poll_ns: int = 50_000
+    last_words: float = HURRY
     supervisor: int = field(default_factory=os.getpid)
     transports: dict[int, Transport] = field(default_factory=dict)
 
@@ -81,7 +83,7 @@ def run_io(io: IoConfig) -> None:
         for host in io.hosts():
             host.start()
             if isinstance(host, Stdio):
-                host.quit = lambda: end_machine(POWER_OFF, 0)
+                host.quit = process.quit
         process.run()
         process.finish()
     finally:
@@ -236,9 +238,14 @@ class IoProcess:
         except PermissionError:  # a regular file or /dev/null: always ready
             self.unpollable.add(fd)
 
+    def quit(self) -> None:
+        """The user has had enough."""
+        self.io.last_words = HURRY
+        end_machine(POWER_OFF, 0)
+
     def finish(self) -> None:
         """The machine has ended: what the guest has sent still goes out."""
-        deadline = time.monotonic() + LAST_WORDS
+        deadline = time.monotonic() + self.io.last_words
         while time.monotonic() < deadline:
             self.serial.drain()
             for host in self.hosts:

@@ -1,0 +1,160 @@
+"""Linux, unmodified, on the whole machine: every CPU works, disks and lines carry, and the end is orderly.
+
+The guest is the default one (smp/guest.py), which is fetched when the cache lacks it.
+"""
+
+import hashlib
+import os
+import random
+import re
+import time
+from pathlib import Path
+
+import pytest
+from console import Console, gone
+
+from smp.guest import APPEND, Guest, default_guest, run_script
+
+pytestmark = pytest.mark.boot
+
+TIMEOUT = float(os.environ.get("HARTBEAT_GUEST_TIMEOUT", "240"))
+TROUBLE = re.compile(r"Oops|BUG:|rcu.*stall|WARNING:|soft lockup|Call Trace|Unable to handle|hung_task")
+PROMPT = r"root@hartbeat:[^\n]*# "
+
+# Wakes every CPU from every other one, then as many processes as CPUs compute at once.
+WORK = """
+for cpu in $(seq 0 $(($(nproc) - 1))); do taskset $(printf %x $((1 << cpu))) true; done
+for n in $(seq $(nproc)); do
+    (head -c 262144 /dev/zero | tr '\\0' "$n" | sha256sum >/tmp/$n; grep -c . /proc/interrupts >/dev/null) &
+done
+wait
+for n in $(seq $(nproc)); do echo "sum $n $(cut -d' ' -f1 /tmp/$n)"; done
+echo "online $(cat /sys/devices/system/cpu/online)"
+grep -E '^ *CPU0|IPI|timer' /proc/interrupts
+dmesg -r | grep -E '^<[0-3]>'
+"""
+
+
+@pytest.fixture(scope="module")
+def guest() -> Guest:
+    return default_guest()
+
+
+def options(guest: Guest, harts: int, append: str, *more: str) -> list[str]:
+    named = ["-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", append]
+    return ["-smp", str(harts), "-m", "1G", "-nographic", *named, *more]
+
+
+def run(guest: Guest, harts: int, script: str, *more: str) -> str:
+    """What the script printed; the guest ran it and powered down, and nothing went wrong on the way."""
+    with Console(*options(guest, harts, run_script(script), *more)) as console:
+        console.close_input()
+        status = console.wait(TIMEOUT)
+        log = console.text()
+        assert status == 0
+        assert "reboot: Power down" in log
+        assert not TROUBLE.search(log), TROUBLE.findall(log)
+        assert "hartbeat: exit status" in log
+    return log
+
+
+def check_work(log: str, harts: int) -> None:
+    """Every CPU is online and took IPIs, and the sums are right."""
+    assert f"online {'0' if harts == 1 else f'0-{harts - 1}'}\n" in log
+    for n in range(1, harts + 1):
+        # tr takes the first digit of a number only.
+        assert f"sum {n} {hashlib.sha256(str(n)[0].encode() * 262144).hexdigest()}\n" in log
+    rows = re.findall(r"^ *IPI\d+: +((?:\d+ +)+)", log, re.MULTILINE)
+    totals = [sum(map(int, column)) for column in zip(*(row.split() for row in rows), strict=True)]
+    assert len(totals) == harts
+    if harts > 1:
+        assert min(totals) > 0, totals
+
+
+@pytest.mark.parametrize("harts", [1, 2, 4, 8])
+def test_linux_runs_on_every_hart(guest: Guest, harts: int) -> None:
+    log = run(guest, harts, WORK)
+    check_work(log, harts)
+    assert re.search(r"SBI specification v\d", log)
+
+
+@pytest.mark.parametrize("harts", [1, 2, 4, 8])
+@pytest.mark.parametrize("firmware", ["fw_dynamic.bin", "fw_jump.bin"])
+def test_linux_runs_under_opensbi(guest: Guest, firmware: str, harts: int) -> None:
+    assert guest.firmware_dir
+    log = run(guest, harts, WORK, "-bios", str(guest.firmware_dir / firmware))
+    check_work(log, harts)
+    assert "OpenSBI v" in log
+    assert f"Platform HART Count         : {harts}\n" in log
+
+
+DEVICES = """
+cd /sys/block; for d in vd*; do echo "disk $d $(cat $d/size) $(cat $d/ro)"; done
+echo "vda $(sha256sum </dev/vda)"
+dd if=/dev/vda of=/dev/vdb bs=64k conv=fsync 2>/dev/null
+head -c 4096 /dev/zero | dd of=/dev/vdc conv=fsync 2>/dev/null
+echo 3 >/proc/sys/vm/drop_caches
+echo "vdc $(head -c 8192 /dev/vdc | sha256sum)"
+dd if=/dev/zero of=/dev/vdd count=1 2>/dev/null && echo "vdd was written" || echo "vdd refuses"
+echo "rng $(cat /sys/class/misc/hw_random/rng_current) $(head -c 1000 /dev/hwrng | wc -c)"
+echo "rng differs $(head -c 32 /dev/hwrng | sha256sum | cut -c1-9) $(head -c 32 /dev/hwrng | sha256sum | cut -c1-9)"
+stty -F /dev/hvc0 raw -echo; echo "over hvc0" >/dev/hvc0; sleep 1
+"""
+
+
+def test_disks_entropy_and_console_of_virtio(guest: Guest, tmp_path: Path) -> None:
+    source = random.Random(7)
+    names = ("read", "written", "snapshot", "readonly")
+    contents = {name: source.randbytes(1 << 20) for name in names}
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    files = {name: f"file={tmp_path / name},format=raw" for name in names}
+    more = [
+        *("-drive", files["read"], "-drive", files["written"]),
+        *("-drive", files["snapshot"] + ",snapshot=on", "-drive", files["readonly"] + ",readonly=on"),
+        *("-device", "virtio-rng-device", "-device", "virtio-serial-device"),
+        *("-chardev", f"file,id=c,path={tmp_path / 'hvc0'}", "-device", "virtconsole,chardev=c"),
+    ]
+    log = run(guest, 2, DEVICES, *more)
+    for disk, readonly in (("vda", 0), ("vdb", 0), ("vdc", 0), ("vdd", 1)):
+        assert f"disk {disk} 2048 {readonly}\n" in log
+    assert f"vda {hashlib.sha256(contents['read']).hexdigest()}" in log
+    seen = bytes(4096) + contents["snapshot"][4096:8192]
+    assert f"vdc {hashlib.sha256(seen).hexdigest()}" in log
+    assert "vdd refuses\n" in log
+    assert re.search(r"rng virtio_rng\S* 1000\n", log)
+    assert (differs := re.search(r"rng differs (\S+) (\S+)\n", log)) and differs[1] != differs[2]
+    expected = contents | {"written": contents["read"]}
+    assert {name: (tmp_path / name).read_bytes() == expected[name] for name in names} == dict.fromkeys(names, True)
+    assert (tmp_path / "hvc0").read_bytes().strip() == b"over hvc0"
+
+
+def test_a_shell_takes_a_paste_and_reboots_and_powers_off(guest: Guest) -> None:
+    pasted = "".join(f"{n:06d} the quick brown fox jumps over the lazy dog\n" for n in range(200))
+    with Console(*options(guest, 4, APPEND), terminal=True) as console:
+        console.expect(PROMPT, TIMEOUT)
+        console.send("stty -echo; cat >/tmp/paste; stty echo; sha256sum /tmp/paste\r")
+        time.sleep(0.5)
+        console.send(pasted.replace("\n", "\r") + "\x04")
+        console.expect(hashlib.sha256(pasted.encode()).hexdigest(), 30)
+        console.send("reboot -f\r")
+        console.expect("Linux version", 30)
+        console.expect(PROMPT, TIMEOUT)
+        # Ctrl-C is the guest's.
+        console.send("sleep 1000\r")
+        time.sleep(1)
+        console.send("\x03")
+        console.expect(PROMPT, 20)
+        processes = console.processes(harts=4)
+        console.send("poweroff -f\r")
+        assert console.wait(30) == 0
+        assert gone(processes, 1) == []
+        assert console.terminal_is_restored()
+        assert not TROUBLE.search(console.text())
+
+
+def test_no_reboot_ends_linux_at_its_reboot(guest: Guest) -> None:
+    append = run_script("reboot -f")
+    with Console(*options(guest, 1, append, "-no-reboot")) as console:
+        assert console.wait(TIMEOUT) == 0
+        assert console.text().count("Linux version") == 1

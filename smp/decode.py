@@ -87,6 +87,7 @@ assert all(len(r.ext) <= 2 for r in LIST)
 
 K_BRANCH, K_JAL, K_LR, K_SC, K_ALU = (k.value for k in (Kind.BRANCH, Kind.JAL, Kind.LR, Kind.SC, Kind.ALU))
 WAITS = (NUMBER["wrs.nto"], NUMBER["wrs.sto"])
+FUNCT3 = 7 << 12  # of LR and SC: the size
 NO_SC = 1  # "bytes to the SC" of an LR that only waits (wrs follows): no SC has an odd address
 
 
@@ -287,7 +288,8 @@ def sequence_end(pa: int) -> int:
             return 0
         kind = KIND[number]
         if kind == K_SC:
-            return at - pa
+            # Of the LR's size: a narrower swap would not compare all that the LR has read.
+            return 0 if (word ^ word_at(pa)) & FUNCT3 else at - pa
         if number == WAITS[0] or number == WAITS[1]:
             return NO_SC
         if kind != K_ALU and kind != K_BRANCH:

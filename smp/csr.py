@@ -16,7 +16,7 @@ from mem.mmu import PMP_LOCK
 from mem.native import Native, call, emitted, field, native, read, ref, write
 from mem.regions import MACHINE as MACHINE_RECORD
 from mem.word import I64, V, builder, const, raw, select
-from smp.cpu import EXT_PMP, EXT_SSTC, EXT_SVADU, EXT_SVPBMT
+from smp.cpu import EXT_PMP, EXT_SSTC, EXT_SVADU, EXT_SVPBMT, EXT_ZICNTR, EXT_ZIHPM
 from smp.hart import (
     FS,
     MACHINE,
@@ -173,7 +173,9 @@ def read_time(h: Hart) -> int:
 
 @native
 def counter_allowed(h: Hart, number: int) -> int:
-    """Whether mcounteren and scounteren let this mode read an unprivileged counter."""
+    """Whether this processor has the unprivileged counter, and mcounteren and scounteren let this mode read it."""
+    if not extensions() & select(number & 31 < 3, EXT_ZICNTR, EXT_ZIHPM):
+        return 0
     bit = 1 << (number & 31)
     if h.privilege < MACHINE and not h.mcounteren & bit:
         return 0

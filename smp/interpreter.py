@@ -50,7 +50,7 @@ from smp.decode import (
     decode_straddling,
 )
 from smp.fpu_native import NativeFpu
-from smp.hart import CONSTRAINED, FETCH_ENTRIES, FS, STRAY, Hart
+from smp.hart import FETCH_ENTRIES, FS, STRAY, Hart
 from smp.lrsc import (
     begin_locked,
     compare_and_swap,
@@ -309,7 +309,7 @@ def emit_branch(ops: Ops, row: Row, variant: int) -> None:
         ops.jump_near(ops.slot + ops.imm() * (SLOT // 2))
         return
     if variant == WINDOW:
-        held = ops.get(Hart.offset("reservation")) == CONSTRAINED
+        held = ops.get(Hart.offset("reservation")) != 0
         ops.put(Hart.offset("reservation"), select(held, STRAY, 0))
     target = ops.pc() + ops.imm()
     check_target(ops, target)

@@ -48,7 +48,8 @@ def update_view(h: Hart) -> None:
     mxr = h.mstatus & MXR != 0
     if mmu.mxr != mxr:
         mmu.mxr = mxr
-        flush_all(mmu)
+        # Code's too: only together may they forget which superpages are cached.
+        flush_translations(h)
     choose_view(mmu)
     bank = select(h.privilege == MACHINE, 2, h.privilege)
     h.fetch = ref(h.fetch_banks[bank])
@@ -195,7 +196,7 @@ def machine_return(h: Hart) -> None:
         status &= ~MPRV
     h.mstatus = status
     h.privilege = previous
-    h.pc = h.mepc
+    h.pc = h.mepc & ~h.misaligned
     h.reservation = 0
     update_view(h)
 
@@ -208,7 +209,7 @@ def supervisor_return(h: Hart) -> None:
     status = status & ~(SIE | SPP | MPRV) | select(status & SPIE != 0, SIE, 0) | SPIE
     h.mstatus = status
     h.privilege = previous
-    h.pc = h.sepc
+    h.pc = h.sepc & ~h.misaligned
     h.reservation = 0
     update_view(h)
 

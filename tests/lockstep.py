@@ -13,6 +13,7 @@ from typing import Any
 from bare import RAM_BASE, Bare, Trapped, encode, i
 
 from mem.machine import machine
+from mem.reservation import drop
 from mem.word import MASK64, W
 from smp.cpu import EXT_F
 from smp.definition import READ_ONLY, Cause, Definition, Trap
@@ -342,6 +343,7 @@ def install(bare: Bare, program: Program) -> None:
     h.instret, h.pc, h.reservation = 0, program.pc, 0
     bare.enter(program.privilege)
     bare.drop_translations()
+    drop(h.id)  # a reservation of the program before
     bare.forget_code()
 
 

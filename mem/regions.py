@@ -29,6 +29,13 @@ WATCHED = 0x0F08_0000_0000  # mem/reservation.py: a byte for every page of RAM
 HARTS = 0x0F10_0000_0000  # smp/hart.py: a record every HART_STRIDE
 HART_STRIDE = 0x20_0000
 DECODED = 0x0F80_0000_0000  # decoded instructions, private to each hart process
+CODE_TABLE = 0x0F90_0000_0000  # smp/codecache.py: which blocks are translated
+CODE_TABLE_BYTES = 0x200_0000
+STEPS = 0x0F98_0000_0000  # decoded instructions that translated code has the interpreter execute
+STEPS_BYTES = 0x400_0000
+CODE = 0x0FA0_0000_0000  # translated code, executable here ...
+CODE_ALIAS = 0x10_0000_0000  # ... and writable this far above
+CODE_BYTES = 0x800_0000
 HOST = 0x1000_0000_0000  # guest physical address 0
 
 MAP_FIXED_NOREPLACE = 0x100000
@@ -42,11 +49,15 @@ class RegionError(Exception):
     """The host refused a region; the text says which and what to do."""
 
 
-def map_fixed(address: int, size: int, fd: int = -1) -> None:
+READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+READ_EXECUTE = mmap.PROT_READ | mmap.PROT_EXEC
+
+
+def map_fixed(address: int, size: int, fd: int = -1, protection: int = READ_WRITE) -> None:
     """Map `size` bytes of the file (or private zeroes) at exactly this host address."""
     flags = (mmap.MAP_SHARED if fd >= 0 else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) | MAP_FIXED_NOREPLACE
     flags |= getattr(mmap, "MAP_NORESERVE", 0x4000)
-    got = _libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0)
+    got = _libc.mmap(address, size, protection, flags, fd, 0)
     if got != address:
         reason = os.strerror(ctypes.get_errno())
         raise RegionError(f"can't map {size >> 20} MiB at {address:#x}: {reason}; is a machine open in this process?")
@@ -80,7 +91,7 @@ class Regions:
         return memoryview(array).cast("B")
 
 
-def _shared(name: str, address: int, size: int, mapped: list[tuple[int, int]], seal: bool = False) -> int:
+def _shared(name: str, address: int, size: int, mapped: list[tuple[int, int]]) -> int:
     """A memfd of this size, mapped; sealed against shrinking and growing."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     fd = os.memfd_create(f"hartbeat-{name}", flags)
@@ -95,6 +106,18 @@ def _shared(name: str, address: int, size: int, mapped: list[tuple[int, int]], s
         os.close(fd)
         raise RegionError(f"no {size >> 20} MiB of shared memory for {name}: {error.strerror}") from error
     return fd
+
+
+def open_code_cache(regions: Regions) -> None:
+    """Map the translator's regions too; the code is writable in one mapping and executable in the other."""
+    os.close(_shared("table", CODE_TABLE, CODE_TABLE_BYTES, regions.mapped))
+    os.close(_shared("steps", STEPS, STEPS_BYTES, regions.mapped))
+    fd = _shared("code", CODE + CODE_ALIAS, CODE_BYTES, regions.mapped)
+    try:
+        map_fixed(CODE, CODE_BYTES, fd, READ_EXECUTE)
+        regions.mapped.append((CODE, CODE_BYTES))
+    finally:
+        os.close(fd)
 
 
 def open_regions(harts: int, ram_bytes: int) -> Regions:

@@ -1,6 +1,7 @@
 """What a hart does when its alarm rings: answers to other harts, and the end of the machine."""
 
 from mem.atomics import aload32, aload64, fetch_and32
+from mem.machine import Machine
 from mem.mailbox import (
     ALARM_FENCE_I,
     ALARM_INTERRUPT,
@@ -13,6 +14,8 @@ from mem.mailbox import (
 )
 from mem.mmu import flush_writes
 from mem.native import native, ref
+from mem.regions import MACHINE
+from smp.codecache import next_epoch
 from smp.hart import Hart
 from smp.trap import flush_fetch, flush_translations
 
@@ -43,6 +46,8 @@ def answer(h: Hart) -> None:
 def fence_i(h: Hart) -> None:
     """Have every decoded page compared with memory before it runs again."""
     h.generation += 1
+    if Machine.at(MACHINE).jit:
+        h.epoch = next_epoch()
     flush_fetch(h)
 
 

@@ -39,6 +39,7 @@ def write_machine(config: MachineConfig, boot: Boot, supervisor_fd: int, io_fd: 
     m.htif_tohost, m.htif_fromhost = boot.tohost or 0, boot.fromhost or 0
     m.sbi = boot.mode == "S"
     m.mmu_levels = {39: 3, 48: 4, 57: 5}[config.cpu.mmu]
+    m.jit = config.engine == "jit"
     m.crowded = config.harts > host_cores()
     clint.clint_reset()
     reservation.reset()
@@ -72,6 +73,8 @@ def write_hart(config: MachineConfig, boot: Boot, number: int) -> None:
     h.step = "exec" in config.log
     if boot.mode == "S":
         hand_over(config, h, Mailbox.at(box), first=number == 0)
+    for bank in range(3):
+        h.jumps_used[bank] = 1
     flush_translations(h)
     update_view(h)
 

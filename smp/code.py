@@ -64,6 +64,8 @@ def slot_address(h: Hart, slot: int) -> int:
 @native
 def current_word(h: Hart) -> int:
     """The bits of the instruction in hand (`h.slot`), for mtval."""
+    if h.slot - regions.STEPS < regions.STEPS_BYTES:
+        return Slot.at(h.slot + 48).imm
     pa = slot_address(h, h.slot)
     low = load16(HOST + pa)
     if low & 3 != 3:
@@ -81,7 +83,7 @@ def handler_of(index: int) -> int:
     return handler_table(index)  # type: ignore[return-value]
 
 
-DECODE, PAGE_END, STRADDLE, ILLEGAL_HANDLER, SPECIAL_HANDLERS = range(5)
+DECODE, PAGE_END, STRADDLE, ILLEGAL_HANDLER, STEP_END, SPECIAL_HANDLERS = range(6)
 
 
 @native

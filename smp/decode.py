@@ -155,7 +155,7 @@ def _member(slot: V, member: str, source: Any, word: V) -> None:
     store(slot + Slot.offset(member), value, 4 if member == "imm" else 1)
 
 
-def _switch(index: V, count: int, arm: Any) -> V:
+def emit_switch(index: V, count: int, arm: Any) -> V:
     """Emit a switch over 0..count-1; each arm's result (or 0) is the result."""
     b = builder()
     done = b.function.append_basic_block("done")
@@ -187,7 +187,7 @@ def put_operands(number: int, word: int, slot: int) -> int:
         for member, source in RECIPES[n]:
             _member(slot, member, source, word)  # type: ignore[arg-type]
 
-    return _switch(call(recipe_of, number), len(RECIPES), arm)  # type: ignore[return-value]
+    return emit_switch(call(recipe_of, number), len(RECIPES), arm)  # type: ignore[return-value]
 
 
 @native
@@ -211,7 +211,7 @@ def is_excluded(number: int, word: int) -> int:
                 bad = (value == v) | bad
         return bad
 
-    return _switch(call(excluding_of, number), len(EXCLUDING), arm)  # type: ignore[return-value]
+    return emit_switch(call(excluding_of, number), len(EXCLUDING), arm)  # type: ignore[return-value]
 
 
 _EXCLUDING_OF = table("u16", [EXCLUDING.index(n) if n in EXCLUDING else 0xFFFF for n in range(len(LIST))])

@@ -14,6 +14,7 @@ MODULES = (
     "mem.mailbox",
     "mem.machine",
     "smp.loop",
+    "smp.translate",
     "mem.clock",
     "mem.clint",
     "mem.plic",

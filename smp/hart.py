@@ -7,6 +7,7 @@ from mem.regions import HART_STRIDE, HARTS, MAX_HARTS
 SINK = 32  # register number that stands for x0 as a destination: nothing reads it
 FETCH_ENTRIES = 256
 DECODED_PAGES = 512
+JUMP_ENTRIES = 1024  # of each privilege's jump cache
 NEVER = (1 << 64) - 1
 
 USER, SUPERVISOR, MACHINE = 0, 1, 3
@@ -43,6 +44,14 @@ class FetchBank(Layout):
 
 
 @layout
+class JumpEntry(Layout):
+    """A virtual pc and the translated code that begins there."""
+
+    pc: u64
+    code: u64
+
+
+@layout
 class Hart(Layout):
     """One hart.  The registers come first, so that their displacements are small."""
 
@@ -53,6 +62,10 @@ class Hart(Layout):
     quantum: u64
     alarm: u64  # host address of the mailbox's alarm word
     fetch: u64  # host address of the fetch bank in use
+    jumps: u64  # host address of the jump cache in use
+    link: u64  # how translated code was left: end of a jump to patch, 1 to look a pc up, 0 to look at the hart
+    stepped: u64  # 1: a step went on to the next instruction
+    epoch: u64  # of the last fence.i: pages of code must have been looked at since
     id: u32
     privilege: u32
     waiting: u32  # 1 after wfi, until an interrupt is pending
@@ -110,6 +123,9 @@ class Hart(Layout):
     page_ppn: list[u64] = many(DECODED_PAGES)  # physical page held by each decoded page, or NEVER
     page_generation: list[u64] = many(DECODED_PAGES)
     fetch_banks: list[FetchBank] = many(3)  # U, S, M
+    code_banks: list[FetchBank] = many(3)  # physical pages of code, for the translator
+    jumps_used: list[u64] = many(3)  # whether a jump cache has entries
+    jump_banks: list[JumpEntry] = many(3 * JUMP_ENTRIES)  # U, S, M
     mmu: Mmu
 
 

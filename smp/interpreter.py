@@ -34,6 +34,7 @@ from smp.code import (
     PAGE_END,
     SLOT,
     SPECIAL_HANDLERS,
+    STEP_END,
     STRADDLE,
     Slot,
     enter,
@@ -591,10 +592,17 @@ def emit_straddle(ops: Ops) -> None:
     ops.tail(builder().inttoptr(handler.v, HANDLER_TYPE.as_pointer()), ops.slot, ops.left, ops.delta)
 
 
+def emit_step_end(ops: Ops) -> None:
+    """Behind a single instruction that translated code had executed."""
+    ops.put(Hart.offset("stepped"), 1)
+    ops.leave(ops.pc(), ops.left)
+
+
 SPECIAL = {
     DECODE: emit_decode,
     PAGE_END: emit_page_end,
     STRADDLE: emit_straddle,
+    STEP_END: emit_step_end,
     ILLEGAL_HANDLER: raise_illegal,
 }
 

@@ -2,15 +2,19 @@
 
 from mem.atomics import aload32, astore32, fetch_and32, now_ns
 from mem.clock import ns_until
+from mem.machine import Machine
 from mem.mailbox import ALARM_START, mailbox, sleep
 from mem.native import native, ref
+from mem.regions import MACHINE
 from smp.alarm import heed
 from smp.hart import INTERRUPT, LOGGED, NEVER, STOPPED, Hart
 from smp.interpreter import run_quantum
 from smp.sbi import START_PENDING, begin
+from smp.translated import run_translated
 from smp.trap import due_interrupt, pending, take_trap, timer_deadline
 
 QUANTUM = 20_000  # instructions between two looks at the clock: some 100 us
+FEW = 20  # instructions that the interpreter runs where the translator can't
 LONGEST_SLEEP = 1_000_000_000
 
 
@@ -40,6 +44,17 @@ def wait_for_interrupt(h: Hart) -> None:
 
 
 @native
+def run_some(h: Hart) -> None:
+    """A quantum of instructions by the engine of this machine."""
+    if h.step:
+        run_quantum(h, 1)
+    elif not Machine.at(MACHINE).jit:
+        run_quantum(h, QUANTUM)
+    elif not run_translated(h, QUANTUM):
+        run_quantum(h, FEW)
+
+
+@native
 def run_hart(h: Hart) -> int:
     """Run until the machine ends (STOPPED) or there is a trap to log (LOGGED)."""
     while True:
@@ -56,7 +71,7 @@ def run_hart(h: Hart) -> int:
         if cause != NEVER:
             take_trap(h, h.pc, INTERRUPT | cause, 0)
         else:
-            run_quantum(h, 1 if h.step else QUANTUM)
+            run_some(h)
         if h.log_new or h.step:
             return LOGGED
     return STOPPED

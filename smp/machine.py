@@ -16,7 +16,7 @@ from typing import Any
 import multiprocess
 
 from mem.machine import FAILED, RESET, end_machine, machine
-from mem.regions import RegionError, Regions, open_regions
+from mem.regions import RegionError, Regions, open_code_cache, open_regions
 from smp import engine
 from smp.boot import write_hart, write_machine, write_ram
 from smp.config import MachineConfig
@@ -25,6 +25,7 @@ from smp.devicetree import plan_boot
 from smp.io_setup import io_config
 from smp.process import run_hart_process
 from smp.stats import print_stats
+from smp.translate import prepare_cache
 from virtio.process import IoConfig, run_io
 
 PATIENCE = 1.0  # seconds that harts have to stop
@@ -125,6 +126,9 @@ class Run:
         boot = plan_boot(self.config)
         self.regions = open_regions(self.config.harts, self.config.ram)
         self.fds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2)]
+        if self.config.engine == "jit":
+            open_code_cache(self.regions)
+            prepare_cache()
         write_machine(self.config, boot, self.fds[0], self.fds[1], self.log_fd)
         write_ram(self.regions, boot)
         for number in range(self.config.harts):

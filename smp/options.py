@@ -288,9 +288,9 @@ def read_accel(text: str) -> Fields:
 
 
 def read_engine(text: str) -> Fields:
-    if text in ("jit", "check"):
+    if text == "check":
         raise ConfigError(f"--engine {text}: not available yet; use --engine interp")
-    return {"engine": one_of("--engine", text, ("interp",))}
+    return {"engine": one_of("--engine", text, ("interp", "jit"))}
 
 
 def read_version(_: str) -> Fields:

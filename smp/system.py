@@ -32,7 +32,7 @@ from smp.hart import (
     Hart,
 )
 from smp.sbi import sbi_call
-from smp.trap import flush_translations, machine_return, supervisor_return
+from smp.trap import flush_jumps, flush_translations, machine_return, supervisor_return
 
 NEXT, LEAVE, FAULT = range(3)
 BLOCK = 64  # bytes of a cache block
@@ -130,6 +130,8 @@ def flush_one(h: Hart, va: int) -> None:
     index = (va >> 12) & (FETCH_ENTRIES - 1)
     for bank in range(3):
         h.fetch_banks[bank].entries[index].tag = NEVER
+        h.code_banks[bank].entries[index].tag = NEVER
+    flush_jumps(h)
 
 
 @action("sfence.w.inval", "sfence.inval.ir")

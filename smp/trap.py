@@ -13,6 +13,7 @@ from mem.word import ctz, select
 from smp.hart import (
     FS,
     INTERRUPT,
+    JUMP_ENTRIES,
     MACHINE,
     MIE,
     MPIE,
@@ -29,6 +30,7 @@ from smp.hart import (
     USER,
     FetchBank,
     Hart,
+    JumpEntry,
 )
 
 STCE = 1 << 63  # menvcfg
@@ -53,12 +55,24 @@ def update_view(h: Hart) -> None:
     choose_view(mmu)
     bank = select(h.privilege == MACHINE, 2, h.privilege)
     h.fetch = ref(h.fetch_banks[bank])
+    h.jumps = ref(h.jump_banks[bank * JUMP_ENTRIES])
 
 
 @native
 def flush_fetch(h: Hart) -> None:
-    """Forget where virtual pages' decoded code lies."""
+    """Forget where virtual pages' decoded and translated code lies."""
     memory_set(ref(h.fetch_banks), 0xFF, FetchBank.sizeof() * 3)
+    memory_set(ref(h.code_banks), 0xFF, FetchBank.sizeof() * 3)
+    flush_jumps(h)
+
+
+@native
+def flush_jumps(h: Hart) -> None:
+    """Forget which code belongs to which virtual pc."""
+    for bank in range(3):
+        if h.jumps_used[bank]:
+            memory_set(ref(h.jump_banks[bank * JUMP_ENTRIES]), 0xFF, JumpEntry.sizeof() * JUMP_ENTRIES)
+            h.jumps_used[bank] = 0
 
 
 @native

@@ -1,0 +1,181 @@
+"""The code cache: where translated blocks lie, shared by all harts at one address, and how they are found again.
+
+The memfd is mapped twice, never writable and executable in one mapping: `CODE` executes, `CODE + ALIAS` writes.
+A block is known by its physical and its virtual pc, so the code may hold the virtual one as a constant.  Blocks
+are made and entered into the table under one lock; looking one up takes none.  When the cache is full nothing
+more is translated and the interpreter runs what is new.
+"""
+
+from mem.atomics import aload64, astore64, fetch_add64, memory_compare, memory_copy
+from mem.layout import Layout, layout, many, u32, u64
+from mem.native import native, ref
+from mem.regions import CODE_TABLE, HOST
+from smp.code import Slot
+
+BUCKETS = 1 << 16
+PAGES = 1 << 12  # code pages tracked; a power of two
+
+
+@layout
+class Block(Layout):
+    """One translated block in the table."""
+
+    ppc: u64  # physical pc; 0 in an empty entry
+    vpc: u64
+    code: u64  # host address that executes
+    version: u64  # of the page's contents that it was made from
+
+
+@layout
+class CodePage(Layout):
+    """A physical page that has translated code, and what it held then."""
+
+    page: u64  # physical address; 0 when free
+    version: u64  # counts the contents seen
+    checked: u64  # the epoch in which the copy was last compared with memory
+    copy: list[u64] = many(512)
+
+
+@layout
+class Stub(Layout):
+    """Code that goes behind a block: where it is jumped to from, and what it needs."""
+
+    kind: u64
+    site: u64  # end of the jump's displacement
+    back: u64  # where it returns to
+    pc: u64
+    info: u64
+
+
+MAX_STUBS = 256
+
+
+@layout
+class Asm(Layout):
+    """The translator's scratch, used under the lock."""
+
+    out: u64  # executable address of the next byte
+    pc: u64  # virtual pc of the instruction in hand
+    ppc: u64
+    start: u64
+    count: u64  # instructions so far
+    stubs: u64
+    length: u64  # bytes of the instruction in hand
+    window_end: u64  # physical end of the constrained LR/SC sequence in hand
+    enter: u64  # the fixed pieces
+    exit: u64
+    exit_link: u64
+    leave: u64
+    bare_exit: u64
+    call_access: u64
+    call_step: u64
+    decoded: Slot
+    stub: list[Stub] = many(MAX_STUBS)
+
+
+@layout
+class CodeTable(Layout):
+    """One for all."""
+
+    lock: u32
+    full: u32
+    used: u64  # bytes of code
+    epoch: u64  # counts fence.i on any hart
+    blocks_made: u64
+    instructions: u64
+    slots_used: u64
+    ready: u64  # 1 once the fixed entry code is in place
+    asm: Asm
+    blocks: list[Block] = many(BUCKETS)
+    pages: list[CodePage] = many(PAGES)
+
+
+@native(inline=True)
+def table() -> CodeTable:
+    return CodeTable.at(CODE_TABLE)
+
+
+@native
+def next_epoch() -> int:
+    """A fence.i: contents seen before it must be looked at again."""
+    return fetch_add64(ref(table().epoch), 1) + 1
+
+
+@native
+def page_record(page: int) -> CodePage:
+    """The record of a physical page, or that of another page in its place."""
+    return CodePage.at(ref(table().pages[(page >> 12) & (PAGES - 1)]))
+
+
+@native
+def take_copy(record: CodePage, page: int) -> None:
+    """Start anew with the page's present contents.  Under the lock."""
+    epoch = aload64(ref(table().epoch))
+    astore64(ref(record.page), page)
+    memory_copy(ref(record.copy), HOST + page, 4096)
+    record.version = record.version + 1
+    astore64(ref(record.checked), epoch)
+
+
+@native
+def version_of(page: int, need: int) -> int:
+    """The version of the page's contents if they were compared in epoch `need` or later, else 0.  No lock."""
+    record = page_record(page)
+    if aload64(ref(record.page)) != page or aload64(ref(record.checked)) < need:
+        return 0
+    return record.version
+
+
+@native
+def check_page(page: int, need: int) -> int:
+    """The version of the page's contents, compared with memory if the last time was before `need`.  Under the lock."""
+    record = page_record(page)
+    if record.page != page:
+        take_copy(record, page)
+    elif record.checked < need:
+        epoch = aload64(ref(table().epoch))
+        if memory_compare(ref(record.copy), HOST + page, 4096):
+            take_copy(record, page)
+        else:
+            astore64(ref(record.checked), epoch)
+    return record.version
+
+
+@native(inline=True)
+def bucket(ppc: int, vpc: int) -> int:
+    return ((ppc >> 1) ^ (ppc >> 13) * 0x9E37 ^ (vpc >> 12) * 0x85EB) & (BUCKETS - 1)
+
+
+WAYS = 4
+
+
+@native
+def lookup(ppc: int, vpc: int, version: int) -> int:
+    """The code of a block made from this version of its page, or 0."""
+    at = bucket(ppc, vpc)
+    for way in range(WAYS):
+        block = Block.at(ref(table().blocks[(at + way) & (BUCKETS - 1)]))
+        if aload64(ref(block.ppc)) == ppc and block.vpc == vpc and block.version == version:
+            return block.code
+    return 0
+
+
+@native
+def enter_block(ppc: int, vpc: int, version: int, code: int) -> None:
+    """Put a block into the table, in place of a stale or the first one.  Under the lock.
+
+    `ppc` is cleared first and set last, so that a reader sees a whole entry or none.
+    """
+    at = bucket(ppc, vpc)
+    chosen = at
+    for way in range(WAYS):
+        block = Block.at(ref(table().blocks[(at + way) & (BUCKETS - 1)]))
+        if block.ppc == 0 or (block.ppc == ppc and block.vpc == vpc):
+            chosen = (at + way) & (BUCKETS - 1)
+            break
+    block = Block.at(ref(table().blocks[chosen]))
+    astore64(ref(block.ppc), 0)
+    block.vpc = vpc
+    block.code = code
+    block.version = version
+    astore64(ref(block.ppc), ppc)

@@ -1,0 +1,887 @@
+"""The translator: guest code to x86-64, a block at a time.
+
+A block runs straight on from its first instruction, past conditional branches not taken, to a jump, a backward
+branch, the end of the page or the limit.  Every row has a template (TEMPLATES); a row without one is a step: the
+interpreter's own handler executes that single instruction.  So the translator knows the common rows and leaves
+the meaning of all others where it is.
+
+Registers: r15 is the hart record, r14 what is left of the quantum, rax, rcx and rdx are scratch, the others hold
+the busiest guest registers (smp/x86.py).  Entering a block takes its instructions off r14; leaving it earlier, or
+an instruction that traps, puts the rest back.
+"""
+
+from mem.atomics import load32, store32
+from mem.mmu import TLB_ENTRIES, WRITE_BANK, Mmu
+from mem.native import Native, call, emitted, native, ref, table, unit
+from mem.regions import CODE, CODE_ALIAS, CODE_BYTES, CODE_TABLE, STEPS, STEPS_BYTES
+from mem.word import I64, V, builder, lts, sext32
+from smp.code import STEP_END, Slot, handler_of
+from smp.codecache import Asm, CodeTable, Stub, enter_block
+from smp.decode import (
+    CONSTRAINED_LR,
+    HANDLER,
+    KIND,
+    LIST,
+    NO_ROW,
+    NO_SC,
+    WINDOW,
+    begins_in_window,
+    decode_into,
+    emit_switch,
+    find_row,
+    length_of,
+    put_operands,
+    sequence_end,
+    word_at,
+)
+from smp.hart import JUMP_ENTRIES, SINK, Hart
+from smp.row import Kind, Row
+from smp.translated import access, step_one
+from smp.x86 import (
+    BELOW,
+    EQUAL,
+    HART,
+    IN_MEMORY,
+    LEFT,
+    LESS,
+    NOT_BELOW,
+    NOT_EQUAL,
+    NOT_LESS,
+    PIN,
+    R12,
+    RAX,
+    RBP,
+    RBX,
+    RCX,
+    RDI,
+    RDX,
+    RSI,
+    RSP,
+    SIGN,
+    aim,
+    align_jump,
+    byte,
+    get,
+    here,
+    immediate,
+    indexed,
+    jump,
+    jump_if,
+    jump_to,
+    load_constant,
+    op_guest,
+    op_mem,
+    op_reg,
+    put,
+    shift_by,
+    shift_immediate,
+    word32,
+)
+
+# Kinds that the translator treats itself.
+K_LOAD, K_STORE, K_BRANCH, K_JAL, K_JALR = (
+    kind.value for kind in (Kind.LOAD, Kind.STORE, Kind.BRANCH, Kind.JAL, Kind.JALR)
+)
+K_LR = Kind.LR.value
+
+MAX_INSTRUCTIONS = 64
+WINDOW_ROOM = 24  # an LR begins no block's last instructions: its sequence must fit behind it
+BLOCK_ROOM = 16384  # bytes that a block and its stubs can take at most
+LINK, FAR, LEAVE, ACCESS, FIX = range(5)  # what a stub does
+
+LEFT_FIELD, PC_FIELD, LINK_FIELD, JUMPS, ALARM = (Hart.offset(n) for n in ("left", "pc", "link", "jumps", "alarm"))
+DATA = Hart.offset("mmu") + Mmu.offset("data")
+STEP_BYTES = 64
+
+
+@native(inline=True)
+def cursor() -> Asm:
+    return CodeTable.at(CODE_TABLE).asm
+
+
+@native
+def result(rd: int) -> int:
+    """The host register to compute a result in: rd's own, or rax."""
+    host = PIN[rd]
+    return RAX if host == IN_MEMORY else host
+
+
+@native
+def finish(rd: int, host: int) -> None:
+    """Store a result that was computed in rax."""
+    if PIN[rd] == IN_MEMORY:
+        put(rd, host)
+
+
+@native
+def source(guest: int, spare: int) -> int:
+    """A host register that holds the guest register: its own, or `spare` loaded with it."""
+    if PIN[guest] != IN_MEMORY:
+        return PIN[guest]
+    get(spare, guest)
+    return spare
+
+
+# Templates: register arithmetic.  `op` is the x86 opcode or what else the row's table entry says.
+
+
+@native
+def t_binary(s: Slot, op: int, commutes: int) -> None:
+    d = result(s.rd)
+    if s.rd == s.rs2 and s.rd != s.rs1 and d != RAX:
+        if commutes:
+            op_guest(1, op, d, s.rs1)
+            return
+        get(RAX, s.rs1)
+        op_guest(1, op, RAX, s.rs2)
+        op_reg(1, 0x8B, d, RAX)
+        return
+    get(d, s.rs1)
+    op_guest(1, op, d, s.rs2)
+    finish(s.rd, d)
+
+
+@native
+def widen(s: Slot) -> None:
+    """rd = eax sign-extended."""
+    d = result(s.rd)
+    op_reg(1, 0x63, d, RAX)
+    finish(s.rd, d)
+
+
+@native
+def t_binary_word(s: Slot, op: int, extra: int) -> None:
+    get(RAX, s.rs1)
+    op_guest(0, op, RAX, s.rs2)
+    widen(s)
+
+
+@native
+def t_immediate(s: Slot, digit: int, extra: int) -> None:
+    imm = sext32(s.imm)
+    d = result(s.rd)
+    if s.rs1 == 0 and digit != 4:
+        load_constant(d, imm)
+    else:
+        from_host = PIN[s.rs1]
+        if digit == 0 and d != RAX and from_host not in (IN_MEMORY, R12, d) and imm:
+            op_mem(1, 0x8D, d, from_host, imm)
+        else:
+            get(d, s.rs1)
+            if imm or digit == 4:
+                immediate(1, digit, d, imm)
+    finish(s.rd, d)
+
+
+@native
+def t_addiw(s: Slot, op: int, extra: int) -> None:
+    imm = sext32(s.imm)
+    d = result(s.rd)
+    if imm == 0:
+        op_guest(1, 0x63, d, s.rs1)
+        finish(s.rd, d)
+        return
+    get(RAX, s.rs1)
+    immediate(0, 0, RAX, imm)
+    widen(s)
+
+
+@native
+def t_shift_immediate(s: Slot, digit: int, wide: int) -> None:
+    if wide:
+        d = result(s.rd)
+        get(d, s.rs1)
+        shift_immediate(1, digit, d, s.imm)
+        finish(s.rd, d)
+    else:
+        get(RAX, s.rs1)
+        shift_immediate(0, digit, RAX, s.imm)
+        widen(s)
+
+
+@native
+def t_shift(s: Slot, prefix: int, wide: int) -> None:
+    count = source(s.rs2, RCX)
+    if wide:
+        d = result(s.rd)
+        shift_by(1, prefix, d, s.rs1, count)
+        finish(s.rd, d)
+    else:
+        shift_by(0, prefix, RAX, s.rs1, count)
+        widen(s)
+
+
+@native
+def set_if(s: Slot, condition: int) -> None:
+    """rd = 1 if the flags say so, else 0."""
+    d = result(s.rd)
+    op_reg(0, 0x0F90 | condition, 0, RAX)
+    op_reg(0, 0x0FB6, d, RAX)
+    finish(s.rd, d)
+
+
+@native
+def t_compare(s: Slot, condition: int, extra: int) -> None:
+    op_guest(1, 0x3B, source(s.rs1, RAX), s.rs2)
+    set_if(s, condition)
+
+
+@native
+def t_compare_immediate(s: Slot, condition: int, extra: int) -> None:
+    immediate(1, 7, source(s.rs1, RAX), sext32(s.imm))
+    set_if(s, condition)
+
+
+@native
+def t_constant(s: Slot, from_pc: int, extra: int) -> None:
+    value = sext32(s.imm) + (cursor().pc if from_pc else 0)
+    d = result(s.rd)
+    load_constant(d, value)
+    finish(s.rd, d)
+
+
+@native
+def t_shift_add(s: Slot, scale: int, word: int) -> None:
+    op_guest(1 - word, 0x8B, RAX, s.rs1)
+    get(RDX, s.rs2)
+    d = result(s.rd)
+    indexed(1, 0x8D, d, RDX, RAX, scale)
+    finish(s.rd, d)
+
+
+@native
+def t_unary(s: Slot, op: int, extra: int) -> None:
+    d = result(s.rd)
+    op_guest(1, op, d, s.rs1)
+    finish(s.rd, d)
+
+
+@native
+def t_choose(s: Slot, op: int, extra: int) -> None:
+    """min and max: a conditional move of rs2 over rs1."""
+    get(RAX, s.rs1)
+    get(RDX, s.rs2)
+    op_reg(1, 0x3B, RAX, RDX)
+    op_reg(1, op, RAX, RDX)
+    put(s.rd, RAX)
+
+
+@native
+def t_inverted(s: Slot, op: int, extra: int) -> None:
+    """andn, orn, xnor: rs1 op ~rs2."""
+    get(RAX, s.rs2)
+    op_reg(1, 0xF7, 2, RAX)
+    op_guest(1, op, RAX, s.rs1)
+    put(s.rd, RAX)
+
+
+@native
+def t_multiply_high(s: Slot, digit: int, extra: int) -> None:
+    get(RAX, s.rs1)
+    op_guest(1, 0xF7, digit, s.rs2)
+    put(s.rd, RDX)
+
+
+@native
+def t_divide(s: Slot, digit: int, flags: int) -> None:
+    """div (6) and idiv (7); flags: 1 remainder, 2 word.  By zero and by -1 are the manual's, not the host's."""
+    wide = flags & 2 == 0
+    answer = RDX if flags & 1 else RAX
+    op_guest(wide, 0x8B, RAX, s.rs1)
+    op_guest(wide, 0x8B, RCX, s.rs2)
+    op_reg(wide, 0x85, RCX, RCX)
+    by_zero = jump_if(EQUAL)
+    by_minus_one = 0
+    if digit == 7:
+        immediate(wide, 7, RCX, (1 << 64) - 1)
+        by_minus_one = jump_if(EQUAL)
+        if wide:
+            byte(0x48)
+        byte(0x99)
+    else:
+        op_reg(0, 0x33, RDX, RDX)
+    op_reg(wide, 0xF7, digit, RCX)
+    done = jump()
+    aim(by_zero, here())
+    if flags & 1:
+        op_reg(wide, 0x8B, RDX, RAX)
+    else:
+        load_constant(RAX, (1 << 64) - 1)
+    done_zero = jump()
+    if by_minus_one:
+        aim(by_minus_one, here())
+        if flags & 1:
+            op_reg(0, 0x33, RDX, RDX)
+        else:
+            op_reg(wide, 0xF7, 3, RAX)
+    aim(done, here())
+    aim(done_zero, here())
+    if wide:
+        put(s.rd, answer)
+    else:
+        op_reg(1, 0x63, RAX, answer)
+        put(s.rd, RAX)
+
+
+@native
+def t_fence(s: Slot, op: int, extra: int) -> None:
+    """lock or dword [rsp], 0: orders earlier stores with later loads, as mfence does, in less time."""
+    byte(0xF0)
+    byte(0x83)
+    byte(0x0C)
+    byte(0x24)
+    byte(0)
+
+
+# Templates: memory
+
+
+@native
+def add_stub(kind: int, site: int, pc: int, info: int) -> None:
+    """Have code made behind the block."""
+    a = cursor()
+    stub = a.stub[a.stubs]
+    stub.kind = kind
+    stub.site = site
+    stub.back = here()
+    stub.pc = pc
+    stub.info = info
+    a.stubs += 1
+
+
+@native
+def add_access(miss: int, info: int) -> None:
+    """The stub of a load or store; the instructions before it go into the upper half of its info."""
+    a = cursor()
+    short = 64 if a.length == 2 else 0
+    add_stub(ACCESS, miss, a.pc, info | short | a.count << 32)
+
+
+@native
+def effective_address(s: Slot) -> None:
+    """rax = rs1 + imm."""
+    imm = sext32(s.imm)
+    host = PIN[s.rs1]
+    if host not in (IN_MEMORY, R12) and imm:
+        op_mem(1, 0x8D, RAX, host, imm)
+    else:
+        get(RAX, s.rs1)
+        if imm:
+            immediate(1, 0, RAX, imm)
+
+
+@native
+def probe(size: int, bank: int) -> int:
+    """Look rax up in the data TLB: leaves the entry's address in rcx; gives the jump taken on a miss."""
+    op_reg(0, 0x8B, RCX, RAX)
+    shift_immediate(0, 5, RCX, 8)
+    immediate(0, 4, RCX, (TLB_ENTRIES - 1) << 4)
+    op_mem(1, 0x03, RCX, HART, DATA)
+    op_reg(1, 0x8B, RDX, RAX)
+    immediate(1, 4, RDX, (0 - 4096) | (size - 1))
+    op_mem(1, 0x3B, RDX, RCX, bank)
+    return jump_if(NOT_EQUAL)
+
+
+@native
+def t_load(s: Slot, op: int, extra: int) -> None:
+    """extra: size, sign bit 4, wide bit 8."""
+    size = extra & 15
+    effective_address(s)
+    miss = probe(size, 0)
+    op_mem(1, 0x03, RAX, RCX, 8)
+    d = result(s.rd)
+    op_mem(extra >> 8 & 1, op, d, RAX, 0)
+    if s.rd != SINK:
+        finish(s.rd, d)
+    add_access(miss, size | (extra & 16) << 1 | s.rd << 8)
+
+
+@native
+def t_store(s: Slot, op: int, extra: int) -> None:
+    size = extra & 15
+    effective_address(s)
+    miss = probe(size, WRITE_BANK)
+    op_mem(1, 0x03, RAX, RCX, WRITE_BANK + 8)
+    value = RDX
+    if size == 1 or PIN[s.rs2] == IN_MEMORY:
+        get(RDX, s.rs2)
+    else:
+        value = PIN[s.rs2]
+    op_mem(extra >> 8 & 1, op, value, RAX, 0)
+    add_access(miss, size | 16 | s.rs2 << 8)
+
+
+ADD, AND, OR, XOR, SUB, MUL = 0x03, 0x23, 0x0B, 0x33, 0x2B, 0x0FAF
+CMOVB, CMOVA, CMOVL, CMOVG = 0x0F42, 0x0F47, 0x0F4C, 0x0F4F
+WIDE = 1 << 8
+SIGNED = 16
+
+TEMPLATES: dict[str, tuple[Native, int, int]] = {
+    "add": (t_binary, ADD, 1), "sub": (t_binary, SUB, 0), "and": (t_binary, AND, 1), "or": (t_binary, OR, 1),
+    "xor": (t_binary, XOR, 1), "mul": (t_binary, MUL, 1),
+    "addw": (t_binary_word, ADD, 0), "subw": (t_binary_word, SUB, 0), "mulw": (t_binary_word, MUL, 0),
+    "addi": (t_immediate, 0, 0), "ori": (t_immediate, 1, 0), "andi": (t_immediate, 4, 0), "xori": (t_immediate, 6, 0),
+    "addiw": (t_addiw, 0, 0),
+    "slli": (t_shift_immediate, 4, 1), "srli": (t_shift_immediate, 5, 1), "srai": (t_shift_immediate, 7, 1),
+    "slliw": (t_shift_immediate, 4, 0), "srliw": (t_shift_immediate, 5, 0), "sraiw": (t_shift_immediate, 7, 0),
+    "sll": (t_shift, 1, 1), "srl": (t_shift, 3, 1), "sra": (t_shift, 2, 1),
+    "sllw": (t_shift, 1, 0), "srlw": (t_shift, 3, 0), "sraw": (t_shift, 2, 0),
+    "slt": (t_compare, LESS, 0), "sltu": (t_compare, BELOW, 0),
+    "slti": (t_compare_immediate, LESS, 0), "sltiu": (t_compare_immediate, BELOW, 0),
+    "lui": (t_constant, 0, 0), "auipc": (t_constant, 1, 0),
+    "sh1add": (t_shift_add, 1, 0), "sh2add": (t_shift_add, 2, 0), "sh3add": (t_shift_add, 3, 0),
+    "add.uw": (t_shift_add, 0, 1), "sh1add.uw": (t_shift_add, 1, 1), "sh2add.uw": (t_shift_add, 2, 1),
+    "sh3add.uw": (t_shift_add, 3, 1),
+    "sext.b": (t_unary, 0x0FBE, 0), "sext.h": (t_unary, 0x0FBF, 0), "zext.h": (t_unary, 0x0FB7, 0),
+    "clz": (t_unary, 0xF30FBD, 0), "ctz": (t_unary, 0xF30FBC, 0), "cpop": (t_unary, 0xF30FB8, 0),
+    "min": (t_choose, CMOVG, 0), "max": (t_choose, CMOVL, 0), "minu": (t_choose, CMOVA, 0),
+    "maxu": (t_choose, CMOVB, 0),
+    "andn": (t_inverted, AND, 0), "orn": (t_inverted, OR, 0), "xnor": (t_inverted, XOR, 0),
+    "mulh": (t_multiply_high, 5, 0), "mulhu": (t_multiply_high, 4, 0),
+    "div": (t_divide, 7, 0), "divu": (t_divide, 6, 0), "rem": (t_divide, 7, 1), "remu": (t_divide, 6, 1),
+    "divw": (t_divide, 7, 2), "divuw": (t_divide, 6, 2), "remw": (t_divide, 7, 3), "remuw": (t_divide, 6, 3),
+    "fence": (t_fence, 0, 0),
+    "lb": (t_load, 0x0FBE, 1 | SIGNED | WIDE), "lh": (t_load, 0x0FBF, 2 | SIGNED | WIDE),
+    "lw": (t_load, 0x63, 4 | SIGNED | WIDE), "ld": (t_load, 0x8B, 8 | WIDE),
+    "lbu": (t_load, 0x0FB6, 1), "lhu": (t_load, 0x0FB7, 2), "lwu": (t_load, 0x8B, 4),
+    "sb": (t_store, 0x88, 1), "sh": (t_store, 0x660089, 2), "sw": (t_store, 0x89, 4), "sd": (t_store, 0x89, 8 | WIDE),
+}  # fmt: skip
+FUNCTIONS: list[Native] = sorted({t for t, _, _ in TEMPLATES.values()}, key=lambda t: t.name)
+STEP_TEMPLATE = len(FUNCTIONS)
+
+
+def _template(row: Row) -> tuple[int, int, int]:
+    made = TEMPLATES.get(row.base or row.name)
+    return (FUNCTIONS.index(made[0]), made[1], made[2]) if made else (STEP_TEMPLATE, 0, 0)
+
+
+_CHOSEN = [_template(row) for row in LIST]
+TEMPLATE = table("u8", [t for t, _, _ in _CHOSEN])
+OP = table("u32", [op for _, op, _ in _CHOSEN])
+EXTRA = table("u16", [extra for _, _, extra in _CHOSEN])
+PURE = table("u8", [row.kind is Kind.ALU for row in LIST])
+CONDITIONS = {"beq": EQUAL, "bne": NOT_EQUAL, "blt": LESS, "bge": NOT_LESS, "bltu": BELOW, "bgeu": NOT_BELOW}
+CONDITION = table("u8", [CONDITIONS.get(row.base or row.name, 0) for row in LIST])
+
+
+@emitted
+def apply_template(index: int, s: Slot, op: int, extra: int) -> None:
+    """Run the row's template."""
+    emit_switch(index, len(FUNCTIONS), lambda n: call(FUNCTIONS[n], s, op, extra))  # type: ignore[arg-type]
+
+
+# Jumps
+
+
+@native
+def same_page(target: int) -> int:
+    return (target ^ cursor().pc) >> 12 == 0
+
+
+@native
+def probe_jumps() -> None:
+    """Jump to the block of the virtual pc in rax if the jump cache knows it; else leave to look it up."""
+    op_reg(0, 0x8B, RCX, RAX)
+    shift_immediate(0, 4, RCX, 3)
+    immediate(0, 4, RCX, (JUMP_ENTRIES - 1) << 4)
+    op_mem(1, 0x03, RCX, HART, JUMPS)
+    op_mem(1, 0x3B, RAX, RCX, 0)
+    aim(jump_if(NOT_EQUAL), cursor().exit)
+    op_mem(0, 0xFF, 4, RCX, 8)
+
+
+@native
+def go(target: int) -> None:
+    """The end of a block: on to a known pc."""
+    if same_page(target):
+        align_jump(1)
+        add_stub(LINK, jump(), target, cursor().count)
+    else:
+        load_constant(RAX, target)
+        probe_jumps()
+
+
+@native
+def t_branch(s: Slot, number: int, length: int) -> int:
+    """A conditional branch; gives 1 when it ends the block (it goes backward, a loop)."""
+    a = cursor()
+    target = a.pc + sext32(s.imm)
+    if s.rs2 == 0:
+        host = source(s.rs1, RAX)
+        op_reg(1, 0x85, host, host) if CONDITION[number] in (EQUAL, NOT_EQUAL) else immediate(1, 7, host, 0)
+    else:
+        op_guest(1, 0x3B, source(s.rs1, RAX), s.rs2)
+    a.count += 1
+    backward = lts(sext32(s.imm), 0)
+    if not same_page(target):
+        add_stub(FAR, jump_if(CONDITION[number]), target, a.count)
+    else:
+        if backward:
+            align_jump(2)
+        add_stub(LINK, jump_if(CONDITION[number]), target, a.count)
+    if backward:
+        go(a.pc + length)
+    return backward
+
+
+@native
+def t_jal(s: Slot, length: int) -> None:
+    a = cursor()
+    a.count += 1
+    if s.rd != SINK:
+        d = result(s.rd)
+        load_constant(d, a.pc + length)
+        finish(s.rd, d)
+    go(a.pc + sext32(s.imm))
+
+
+@native
+def t_jalr(s: Slot, length: int) -> None:
+    a = cursor()
+    a.count += 1
+    effective_address(s)
+    immediate(1, 4, RAX, (1 << 64) - 2)
+    if s.rd != SINK:
+        d = result(s.rd)
+        if d == RAX:
+            load_constant(RCX, a.pc + length)
+            put(s.rd, RCX)
+        else:
+            load_constant(d, a.pc + length)
+    probe_jumps()
+
+
+# Steps
+
+
+@native
+def t_step(number: int, word: int, length: int) -> None:
+    """Have the interpreter's handler execute this one instruction."""
+    a = cursor()
+    t = CodeTable.at(CODE_TABLE)
+    slot = STEPS + t.slots_used * STEP_BYTES
+    t.slots_used += 1
+    decode_into(slot, word, a.pc, 0)
+    s = Slot.at(slot)
+    if number != NO_ROW:
+        if KIND[number] == K_LR:
+            begin_window(s, number, a.ppc)
+        elif KIND[number] == K_BRANCH:
+            s.handler = handler_of(HANDLER[number] + WINDOW)
+    Slot.at(slot + 16).handler = handler_of(STEP_END)
+    Slot.at(slot + 32).handler = handler_of(STEP_END)
+    Slot.at(slot + 48).imm = word
+    load_constant(RAX, slot)
+    load_constant(RDX, a.pc)
+    byte(0xB8 | RCX)
+    word32(length)
+    add_stub(FIX, here(), 0, a.count)
+    byte(0xE8)
+    word32(0)
+    aim(here(), a.call_step)
+    a.count += 1
+
+
+@native
+def begin_window(s: Slot, number: int, ppc: int) -> None:
+    """An LR of a constrained sequence all of whose branches lead out of it; others are watched."""
+    length = sequence_end(ppc)
+    if length == 0:
+        return
+    if length != NO_SC:
+        at = 4
+        while at < length:
+            word = word_at(ppc + at)
+            if KIND[find_row(word)] == K_BRANCH:
+                put_operands(number, word, ref(cursor().decoded))
+                if begins_in_window(ppc, length, at + sext32(cursor().decoded.imm)):
+                    return
+            at += length_of(word)
+        cursor().window_end = ppc + length
+    s.imm = length
+    s.handler = handler_of(HANDLER[number] + CONSTRAINED_LR)
+
+
+# Blocks
+
+
+@native
+def enough_room() -> int:
+    """Whether another block fits into the cache."""
+    t = CodeTable.at(CODE_TABLE)
+    return t.asm.out + BLOCK_ROOM < CODE + CODE_BYTES and (t.slots_used + MAX_INSTRUCTIONS) * STEP_BYTES < STEPS_BYTES
+
+
+@native
+def begin_block() -> int:
+    """The check at a block's entry; gives where its instruction count is to be put."""
+    op_mem(1, 0x8B, RAX, HART, ALARM)
+    op_mem(0, 0x83, 7, RAX, 0)
+    byte(0)
+    add_stub(LEAVE, jump_if(NOT_EQUAL), cursor().pc, 1 << 32)
+    op_reg(1, 0x81, 5, LEFT)
+    word32(0)
+    site = here()
+    add_stub(LEAVE, jump_if(SIGN), cursor().pc, 0)
+    return site
+
+
+@native
+def one(word: int, length: int) -> int:
+    """Translate one instruction; gives 1 when it ends the block."""
+    a = cursor()
+    a.length = length
+    number = find_row(word)
+    if number == NO_ROW:
+        t_step(number, word, length)
+        return 1
+    s = a.decoded
+    put_operands(number, word, ref(a.decoded))
+    kind = KIND[number]
+    if kind == K_BRANCH:
+        if a.ppc < a.window_end:
+            t_step(number, word, length)
+            return 0
+        return t_branch(s, number, length)
+    if kind == K_JAL:
+        t_jal(s, length)
+        return 1
+    if kind == K_JALR:
+        t_jalr(s, length)
+        return 1
+    index = TEMPLATE[number]
+    if index == STEP_TEMPLATE:
+        t_step(number, word, length)
+        return 0
+    if not (PURE[number] and s.rd == SINK):
+        apply_template(index, s, OP[number], EXTRA[number])
+    a.count += 1
+    return 0
+
+
+@native
+def is_lr(word: int) -> int:
+    number = find_row(word)
+    return number != NO_ROW and KIND[number] == K_LR
+
+
+@native
+def translate_block(ppc: int, vpc: int, version: int) -> int:
+    """Translate the block that begins here and enter it into the table; 0 when it can't be.  Under the lock."""
+    a = cursor()
+    if not enough_room():
+        CodeTable.at(CODE_TABLE).full = 1
+        return 0
+    while a.out & 15:
+        byte(0x90)
+    a.start = here()
+    a.pc = vpc
+    a.ppc = ppc
+    a.count = 0
+    a.stubs = 0
+    a.window_end = 0
+    count_site = begin_block()
+    if not translate_body():
+        a.out = a.start
+        return 0
+    store32(count_site - 4 + CODE_ALIAS, a.count)
+    emit_stubs()
+    t = CodeTable.at(CODE_TABLE)
+    t.blocks_made += 1
+    t.instructions += a.count
+    t.used = a.out - CODE
+    enter_block(ppc, vpc, version, a.start)
+    return a.start
+
+
+@native
+def translate_body() -> int:
+    """All instructions of the block; 0 when not even the first can be translated (it crosses the page)."""
+    a = cursor()
+    while True:
+        word = word_at(a.ppc)
+        length = length_of(word)
+        if a.ppc & 0xFFF == 0xFFE and length == 4:
+            break
+        if a.count > MAX_INSTRUCTIONS - WINDOW_ROOM and is_lr(word):
+            break
+        if one(word, length):
+            return 1
+        a.pc += length
+        a.ppc += length
+        if a.ppc & 0xFFF == 0 or a.count >= MAX_INSTRUCTIONS:
+            break
+    if a.count == 0:
+        return 0
+    # `go` compares pages with the last instruction's.
+    next_pc = a.pc
+    a.pc -= 2
+    go(next_pc)
+    return 1
+
+
+@native
+def give_back(count: int) -> None:
+    """Instructions that a block's entry took and that did not run."""
+    if count:
+        immediate(1, 0, LEFT, count)
+
+
+@native
+def emit_stubs() -> None:
+    """The rare paths, behind the block."""
+    a = cursor()
+    for index in range(a.stubs):
+        stub = a.stub[index]
+        match stub.kind:
+            case 0:
+                emit_link(stub)
+            case 1:
+                aim(stub.site, here())
+                give_back(a.count - stub.info)
+                load_constant(RAX, stub.pc)
+                probe_jumps()
+            case 2:
+                aim(stub.site, here())
+                give_back(0 if stub.info else a.count)
+                load_constant(RAX, stub.pc)
+                jump_to(a.leave)
+            case 3:
+                emit_access(stub, index)
+            case 4:
+                at = stub.site - 4 + CODE_ALIAS
+                store32(at, load32(at) | (a.count - stub.info) << 16)
+
+
+@native
+def emit_link(stub: Stub) -> None:
+    """A jump to a block of the same page that may not exist yet: patched once it does."""
+    a = cursor()
+    aim(stub.site, here())
+    site = stub.site
+    if a.count != stub.info:
+        give_back(a.count - stub.info)
+        align_jump(1)
+        site = jump()
+        aim(site, here())
+    load_constant(RAX, stub.pc)
+    load_constant(RCX, site)
+    jump_to(a.exit_link)
+
+
+@native
+def emit_access(stub: Stub, index: int) -> None:
+    """A load or store that missed the TLB: rax is its address."""
+    a = cursor()
+    aim(stub.site, here())
+    load_constant(RDX, stub.pc)
+    load_constant(RCX, stub.info & 0xFFFF | (a.count - (stub.info >> 32)) << 16)
+    byte(0xE8)
+    word32(0)
+    aim(here(), a.call_access)
+    jump_to(stub.back)
+
+
+# The fixed pieces
+
+
+@native
+def save_pinned(load: int) -> None:
+    """Store the pinned guest registers to the record (0x89), or load them (0x8B)."""
+    for guest in range(32):
+        if PIN[guest] != IN_MEMORY:
+            op_mem(1, 0x8B if load else 0x89, PIN[guest], HART, guest * 8)
+
+
+@native
+def push_all() -> None:
+    for host in range(16):
+        if host in (RBX, RBP, 12, 13, 14, 15):
+            if host >> 3:
+                byte(0x41)
+            byte(0x50 | host & 7)
+    immediate_rsp(5)
+
+
+@native
+def immediate_rsp(digit: int) -> None:
+    """add (0) or sub (5) rsp, 8."""
+    op_reg(1, 0x83, digit, RSP)
+    byte(8)
+
+
+@native
+def pop_all() -> None:
+    """Undo push_all and return."""
+    immediate_rsp(0)
+    for i in range(16):
+        host = 15 - i
+        if host in (RBX, RBP, 12, 13, 14, 15):
+            if host >> 3:
+                byte(0x41)
+            byte(0x58 | host & 7)
+    byte(0xC3)
+
+
+@native
+def make_call(function: int) -> int:
+    """Code that calls a native with (hart, rax, rdx, rcx) and goes on, or leaves when it gives 1."""
+    a = cursor()
+    start = here()
+    save_pinned(0)
+    op_mem(1, 0x89, LEFT, HART, LEFT_FIELD)
+    op_reg(1, 0x8B, RDI, HART)
+    op_reg(1, 0x8B, RSI, RAX)
+    immediate_rsp(5)
+    load_constant(RAX, function)
+    op_reg(0, 0xFF, 2, RAX)
+    immediate_rsp(0)
+    op_mem(1, 0x8B, LEFT, HART, LEFT_FIELD)
+    op_reg(1, 0x85, RAX, RAX)
+    out = jump_if(NOT_EQUAL)
+    save_pinned(1)
+    byte(0xC3)
+    aim(out, here())
+    immediate_rsp(0)
+    jump_to(a.bare_exit)
+    return start
+
+
+@native
+def prepare_cache() -> None:
+    """Put the fixed pieces at the start of the cache; once, by the supervisor."""
+    a = cursor()
+    a.out = CODE
+    a.enter = here()
+    push_all()
+    op_reg(1, 0x8B, HART, RDI)
+    op_reg(1, 0x8B, RAX, RSI)
+    op_mem(1, 0x8B, LEFT, HART, LEFT_FIELD)
+    save_pinned(1)
+    op_reg(0, 0xFF, 4, RAX)
+    a.exit_link = here()
+    op_mem(1, 0x89, RCX, HART, LINK_FIELD)
+    linked = jump()
+    a.exit = here()
+    op_mem(1, 0xC7, 0, HART, LINK_FIELD)
+    word32(1)
+    aim(linked, here())
+    a.leave = here()
+    op_mem(1, 0x89, RAX, HART, PC_FIELD)
+    op_mem(1, 0x89, LEFT, HART, LEFT_FIELD)
+    save_pinned(0)
+    a.bare_exit = here()
+    pop_all()
+    a.call_access = make_call(address_of(0))
+    a.call_step = make_call(address_of(1))
+
+
+@emitted
+def address_of(which: int) -> int:
+    """Host address of a native that translated code calls."""
+
+    def arm(n: int) -> V:
+        return V(builder().ptrtoint(unit().function((access, step_one)[n]), I64))
+
+    return emit_switch(which, 2, arm)  # type: ignore[arg-type, return-value]

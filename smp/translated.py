@@ -1,0 +1,188 @@
+"""What translated code calls, and the hart's side of running it."""
+
+from typing import Any
+
+from llvmlite import ir
+
+from mem.atomics import aload32, spin_lock, spin_unlock
+from mem.mmu import EXECUTE, NO_FAULT, PAGE_MASK, pmp_allows, read_slow, write_slow
+from mem.native import Record, emitted, native, ref
+from mem.regions import CODE_TABLE
+from mem.word import I64, V, builder, raw, sext8, sext16, sext32
+from smp.code import fetch_page
+from smp.codecache import CodeTable, check_page, lookup, version_of
+from smp.hart import FETCH_ENTRIES, JUMP_ENTRIES, Hart
+from smp.interpreter import run_slot
+from smp.trap import take_fault
+
+GO_ON, LEAVE = 0, 1
+
+
+@native
+def widened(value: int, size: int) -> int:
+    """A loaded value, sign-extended from its size."""
+    match size:
+        case 1:
+            return sext8(value)
+        case 2:
+            return sext16(value)
+        case 4:
+            return sext32(value)
+    return value
+
+
+@native
+def access(h: Hart, va: int, pc: int, info: int) -> int:
+    """A load or store that missed the TLB.
+
+    info: size, bit 4 store, bit 5 sign-extend, from bit 8 the register, from bit 16 how many instructions of the
+    block have not run (this one included).
+    """
+    size = info & 15
+    register = info >> 8 & 63
+    left = h.left
+    h.left = left + (info >> 16)
+    if info & 16:
+        write_slow(h.mmu, va, size, h.x[register])
+    else:
+        value = read_slow(h.mmu, va, size)
+        if h.mmu.cause == NO_FAULT:
+            h.x[register] = widened(value, size) if info & 32 else value
+    if h.mmu.cause != NO_FAULT:
+        take_fault(h, pc)
+        return LEAVE
+    if aload32(h.alarm):
+        # It may have waited for another process and counted as asleep: the alarm comes first.
+        h.left -= 1
+        h.pc = pc + (2 if info & 64 else 4)
+        return LEAVE
+    h.left = left
+    return GO_ON
+
+
+@native
+def step_one(h: Hart, slot: int, pc: int, info: int) -> int:
+    """Have the interpreter execute one instruction.
+
+    It runs with nothing left of the quantum, so that a jump comes back here; info as for `access`, and the
+    instruction's length in the lowest bits.
+    """
+    left = h.left
+    exact = left + (info >> 16)
+    h.quantum -= exact
+    h.left = 0
+    h.pc = pc
+    h.stepped = 0
+    run_slot(h, slot)
+    h.quantum += exact
+    if h.stepped and h.pc == pc + (info & 15):
+        h.left = left
+        return GO_ON
+    h.left += exact
+    return LEAVE
+
+
+@native
+def physical_pc(h: Hart) -> int:
+    """The physical address of the instruction at `h.pc`, or 0 (`mmu.cause` may be set)."""
+    pc = h.pc
+    privilege = h.privilege
+    bank = h.code_banks[2 if privilege == 3 else privilege]
+    entry = bank.entries[(pc >> 12) & (FETCH_ENTRIES - 1)]
+    if entry.tag != pc & PAGE_MASK:
+        page = fetch_page(h, pc)
+        if h.mmu.cause != NO_FAULT or not pmp_allows(h.mmu, page, 4096, EXECUTE, privilege):
+            return 0
+        entry.tag = pc & PAGE_MASK
+        entry.page = page
+    return entry.page | pc & 0xFFF
+
+
+@native
+def find_code(h: Hart) -> int:
+    """The translated code for `h.pc`, made if need be; 0 when the interpreter must run it."""
+    ppc = physical_pc(h)
+    if ppc == 0 or h.misaligned:
+        return 0
+    page = ppc & PAGE_MASK
+    version = version_of(page, h.epoch)
+    code = lookup(ppc, h.pc, version) if version else 0
+    if code == 0:
+        code = make_code(h, ppc)
+        if code == 0:
+            return 0
+    bank = 2 if h.privilege == 3 else h.privilege
+    entry = h.jump_banks[bank * JUMP_ENTRIES + ((h.pc >> 1) & (JUMP_ENTRIES - 1))]
+    entry.pc = h.pc
+    entry.code = code
+    h.jumps_used[bank] = 1
+    return code
+
+
+@native
+def make_code(h: Hart, ppc: int) -> int:
+    """Translate under the lock, unless another hart just did."""
+    from_table = CodeTable.at(CODE_TABLE)
+    spin_lock(ref(from_table.lock))
+    version = check_page(ppc & PAGE_MASK, h.epoch)
+    code = lookup(ppc, h.pc, version)
+    if code == 0 and not from_table.full:
+        code = translate(ppc, h.pc, version)
+    spin_unlock(ref(from_table.lock))
+    return code
+
+
+@emitted
+def translate(ppc: int, vpc: int, version: int) -> int:
+    """smp/translate.py's translate_block, which needs this module for the natives it calls."""
+    from mem.native import call
+    from smp.translate import translate_block
+
+    return call(translate_block, ppc, vpc, version)  # type: ignore[return-value]
+
+
+@emitted
+def enter_code(h: Hart, enter: int, code: int) -> None:
+    """Run translated code until it is left."""
+    hart: Any = h
+    kind = ir.FunctionType(ir.VoidType(), [I64, I64])
+    function = builder().inttoptr(raw(enter), kind.as_pointer())
+    assert isinstance(hart, Record) and isinstance(code, V)
+    builder().call(function, [hart.address.v, code.v])
+
+
+@native
+def run_translated(h: Hart, quantum: int) -> int:
+    """Run about `quantum` instructions; 0 when the interpreter must go on at `h.pc`."""
+    h.left = quantum
+    h.quantum = quantum
+    done = 1
+    while True:
+        site = h.link
+        h.link = 0
+        code = find_code(h)
+        if code == 0:
+            if h.mmu.cause != NO_FAULT:
+                take_fault(h, h.pc)
+            else:
+                done = 0
+            break
+        if site > 1:
+            link(site, code)
+        enter_code(h, CodeTable.at(CODE_TABLE).asm.enter, code)
+        if h.link == 0:
+            break
+    h.instret += quantum - h.left
+    h.quantum = 0
+    h.left = 0
+    h.link = 0
+    return done
+
+
+@emitted
+def link(site: int, code: int) -> None:
+    """Make a jump between blocks go straight on."""
+    from mem.native import call
+    from smp.x86 import aim
+
+    call(aim, site, code)

@@ -1,0 +1,212 @@
+"""x86-64 instructions, emitted at the translator's cursor.
+
+Each emitter is one instruction form of the Intel manual (volume 2); guest registers appear as its register-or-
+memory operand, wherever they live: the busiest in a host register, the others in the hart record.
+"""
+
+from mem.atomics import store8, store32, store64
+from mem.native import native, table
+from mem.regions import CODE_ALIAS, CODE_TABLE
+from smp.codecache import CodeTable
+from smp.hart import Hart
+
+RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15 = range(16)
+HART, LEFT = R15, R14  # the hart record; instructions left of the quantum
+IN_MEMORY = 255
+
+# Guest registers that live in host registers: what compilers use most.
+PINNED = {2: RBX, 8: RBP, 9: R12, 10: RSI, 11: RDI, 12: R8, 13: R9, 14: R10, 15: R11, 16: R13}
+PIN = table("u8", [PINNED.get(g, IN_MEMORY) for g in range(64)])
+
+# Condition codes, as in Jcc and SETcc.
+BELOW, NOT_BELOW, EQUAL, NOT_EQUAL, SIGN, LESS, NOT_LESS = 2, 3, 4, 5, 8, 12, 13
+X_OFFSET = Hart.offset("x")
+assert X_OFFSET == 0
+
+
+@native(inline=True)
+def here() -> int:
+    """Executable address of the next byte."""
+    return CodeTable.at(CODE_TABLE).asm.out
+
+
+@native(inline=True)
+def byte(value: int) -> None:
+    asm = CodeTable.at(CODE_TABLE).asm
+    store8(asm.out + CODE_ALIAS, value)
+    asm.out += 1
+
+
+@native(inline=True)
+def word32(value: int) -> None:
+    asm = CodeTable.at(CODE_TABLE).asm
+    store32(asm.out + CODE_ALIAS, value)
+    asm.out += 4
+
+
+@native(inline=True)
+def word64(value: int) -> None:
+    asm = CodeTable.at(CODE_TABLE).asm
+    store64(asm.out + CODE_ALIAS, value)
+    asm.out += 8
+
+
+@native
+def prefixes(wide: int, opcode: int, reg: int, base: int) -> None:
+    """Mandatory prefix (bits 16 to 23 of `opcode`), REX, and the opcode's bytes (0x0Fxx has two)."""
+    if opcode >> 16:
+        byte(opcode >> 16)
+    rex = 0x40 | wide << 3 | (reg >> 3) << 2 | base >> 3
+    if rex != 0x40:
+        byte(rex)
+    if (opcode >> 8) & 0xFF:
+        byte(0x0F)
+    byte(opcode)
+
+
+@native
+def op_reg(wide: int, opcode: int, reg: int, rm: int) -> None:
+    """An instruction on two host registers (or an opcode extension and one)."""
+    prefixes(wide, opcode, reg, rm)
+    byte(0xC0 | (reg & 7) << 3 | rm & 7)
+
+
+@native
+def op_mem(wide: int, opcode: int, reg: int, base: int, displacement: int) -> None:
+    """An instruction on a host register and [base + displacement]; the base is not rsp or r12."""
+    prefixes(wide, opcode, reg, base)
+    if displacement + 128 < 256:
+        byte(0x40 | (reg & 7) << 3 | base & 7)
+        byte(displacement)
+    else:
+        byte(0x80 | (reg & 7) << 3 | base & 7)
+        word32(displacement)
+
+
+@native
+def op_guest(wide: int, opcode: int, reg: int, guest: int) -> None:
+    """An instruction whose register-or-memory operand is a guest register."""
+    host = PIN[guest]
+    if host == IN_MEMORY:
+        op_mem(wide, opcode, reg, HART, guest * 8)
+    else:
+        op_reg(wide, opcode, reg, host)
+
+
+@native
+def get(host: int, guest: int) -> None:
+    """mov host, guest; x0 is zero."""
+    if guest == 0:
+        op_reg(0, 0x33, host, host)
+    elif PIN[guest] != host:
+        op_guest(1, 0x8B, host, guest)
+
+
+@native
+def put(guest: int, host: int) -> None:
+    """mov guest, host."""
+    if PIN[guest] != host:
+        op_guest(1, 0x89, host, guest)
+
+
+@native
+def load_constant(host: int, value: int) -> None:
+    """mov host, value in the shortest form."""
+    if value == 0:
+        op_reg(0, 0x33, host, host)
+    elif value >> 32 == 0:
+        if host >> 3:
+            byte(0x41)
+        byte(0xB8 | host & 7)
+        word32(value)
+    elif value + (1 << 31) < 1 << 32:
+        op_reg(1, 0xC7, 0, host)
+        word32(value)
+    else:
+        byte(0x48 | host >> 3)
+        byte(0xB8 | host & 7)
+        word64(value)
+
+
+@native
+def immediate(wide: int, digit: int, host: int, value: int) -> None:
+    """add, or, and, sub, xor, cmp host, value: the group of opcodes 81 and 83, chosen by `digit`."""
+    if value + 128 < 256:
+        op_reg(wide, 0x83, digit, host)
+        byte(value)
+    else:
+        op_reg(wide, 0x81, digit, host)
+        word32(value)
+
+
+@native
+def shift_immediate(wide: int, digit: int, host: int, count: int) -> None:
+    """shl (4), shr (5), sar (7) host, count."""
+    op_reg(wide, 0xC1, digit, host)
+    byte(count)
+
+
+@native
+def shift_by(wide: int, prefix: int, host: int, source: int, count: int) -> None:
+    """shlx (prefix 1), sarx (2), shrx (3) host, source, count: BMI2; the source is a guest register."""
+    pinned = PIN[source]
+    base = HART if pinned == IN_MEMORY else pinned
+    byte(0xC4)
+    byte((host >> 3 ^ 1) << 7 | 1 << 6 | (base >> 3 ^ 1) << 5 | 2)
+    byte(wide << 7 | (count ^ 15) << 3 | prefix)
+    byte(0xF7)
+    if pinned != IN_MEMORY:
+        byte(0xC0 | (host & 7) << 3 | pinned & 7)
+    elif source < 16:
+        byte(0x40 | (host & 7) << 3 | HART & 7)
+        byte(source * 8)
+    else:
+        byte(0x80 | (host & 7) << 3 | HART & 7)
+        word32(source * 8)
+
+
+@native
+def indexed(wide: int, opcode: int, reg: int, base: int, index: int, scale: int) -> None:
+    """An instruction on a register and [base + index * 2**scale]; the base is not rbp or r13, the index not rsp."""
+    byte(0x40 | wide << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | base >> 3)
+    byte(opcode)
+    byte((reg & 7) << 3 | 4)
+    byte(scale << 6 | (index & 7) << 3 | base & 7)
+
+
+@native
+def jump_if(condition: int) -> int:
+    """jcc rel32, not aimed yet; gives the end of its displacement."""
+    byte(0x0F)
+    byte(0x80 | condition)
+    word32(0)
+    return here()
+
+
+@native
+def jump() -> int:
+    """jmp rel32, not aimed yet; gives the end of its displacement."""
+    byte(0xE9)
+    word32(0)
+    return here()
+
+
+@native
+def aim(site: int, target: int) -> None:
+    """Make the jump that ends at `site` go to `target`.
+
+    One aligned store: another hart may be executing the jump and sees the old or the new displacement.
+    """
+    store32(site - 4 + CODE_ALIAS, target - site)
+
+
+@native
+def jump_to(target: int) -> None:
+    aim(jump(), target)
+
+
+@native
+def align_jump(opcode_bytes: int) -> None:
+    """Pad so that the displacement of the jump emitted next is aligned to 4."""
+    while (here() + opcode_bytes) & 3:
+        byte(0x90)

@@ -18,7 +18,7 @@ import multiprocess
 from mem.machine import FAILED, RESET, end_machine, machine
 from mem.regions import RegionError, Regions, open_code_cache, open_regions
 from smp import engine
-from smp.boot import write_hart, write_machine, write_ram
+from smp.boot import check_engine, write_hart, write_machine, write_ram
 from smp.config import MachineConfig
 from smp.cpu import ConfigError
 from smp.devicetree import plan_boot
@@ -37,6 +37,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def run_machine(config: MachineConfig) -> int:
     """Run until the guest powers off; the command's exit status.  A reset starts anew unless -no-reboot is given."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to clean up
+    check_engine(config)
     plan_boot(config)  # mistakes in the files come before the engine is compiled
     progress = Progress()
     engine.load(progress.say)

@@ -147,7 +147,6 @@ BAD = [
     ("-kernel kernel -D log", "log -d"),
     ("-kernel kernel -accel xen", "xen tcg"),
     ("-kernel kernel -accel tcg,thread=single", "single multi"),
-    ("-kernel kernel --engine check", "jit interp"),
     ("-kernel kernel --engine check", "check interp"),
     ("-kernel kernel --engine fast", "fast interp"),
     ("--config nowhere.toml", "nowhere.toml"),

@@ -296,7 +296,14 @@ def canonical(va: int, bits: int) -> int:
 def mark_used(mmu: Mmu, pte_address: int, pte: int, access: int) -> int:
     """Step 9: set A (and D for a store) by compare-and-swap; 0 when the entry changed meanwhile."""
     want = pte | PTE_A | select(access == WRITE, PTE_D, 0)
-    return cas64(HOST + pte_address, pte, want) == pte
+    if not reservation.is_watched(pte_address):
+        return cas64(HOST + pte_address, pte, want) == pte
+    reservation.lock()
+    marked = cas64(HOST + pte_address, pte, want) == pte
+    if marked:
+        reservation.broken_by(mmu.hart, pte_address, 8)
+    reservation.unlock()
+    return marked
 
 
 @native

@@ -10,7 +10,7 @@ from mem import reservation
 from mem.atomics import aload32, cpu_relax, fence_full, load32, memory_set, sched_yield
 from mem.machine import Machine
 from mem.mailbox import sleep
-from mem.mmu import NO_FAULT, READ, WRITE, flush_page, is_ram, locate
+from mem.mmu import NO_FAULT, READ, WRITE, cached, flush_page, is_ram, locate
 from mem.native import Native, native
 from mem.regions import HOST
 from mem.regions import MACHINE as MACHINE_RECORD
@@ -229,6 +229,9 @@ def block_allowed(h: Hart, field: int) -> int:
 def block_address(h: Hart, va: int, access: int) -> int:
     """Translate a block's address; faults are those of a store."""
     block = va & ~(BLOCK - 1)
+    known = cached(h.mmu, block, BLOCK, access)
+    if known != NO_FAULT:
+        return known
     pa = locate(h.mmu, block, BLOCK if access == WRITE else 1, access)
     if h.mmu.cause != NO_FAULT:
         if h.mmu.cause == 13 or h.mmu.cause == 5:

@@ -81,7 +81,7 @@ class Model:
     # The walk (privileged manual, "Virtual Address Translation Process")
 
     def is_ram(self, pa: int, size: int = 1) -> bool:
-        return RAM_BASE <= pa and pa + size <= RAM_BASE + self.bare.config.ram
+        return pa >= RAM_BASE and pa + size <= RAM_BASE + self.bare.config.ram
 
     def fault(self, kind: str, va: int, access: int) -> Fault:
         return Fault({"page": (13, 15, 12), "access": (5, 7, 1)}[kind][access], va)

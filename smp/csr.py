@@ -238,30 +238,39 @@ csr(0x301, "misa", read_misa)
 
 
 @native
-def write_mip(h: Hart, value: int) -> None:
-    """SSIP lives in the mailbox, where other harts set it; STIP belongs to Sstc where that is on."""
+def change_ssip(h: Hart, value: int) -> None:
+    """SSIP lives in the mailbox, where other harts set it: one that came after the read must not be lost."""
     box = mailbox(h.id)
-    if value & SSIP:
-        fetch_or32(ref(box.pending), SSIP)
-    else:
-        fetch_and32(ref(box.pending), ~SSIP)
+    if (value ^ h.seen_pending) & SSIP:
+        if value & SSIP:
+            fetch_or32(ref(box.pending), SSIP)
+        else:
+            fetch_and32(ref(box.pending), ~SSIP)
+
+
+@native
+def read_mip(h: Hart) -> int:
+    h.seen_pending = pending(h)
+    return h.seen_pending
+
+
+@native
+def write_mip(h: Hart, value: int) -> None:
+    """STIP belongs to Sstc where that is on.  Every CSR instruction reads before it writes."""
+    change_ssip(h, value)
     writable = SEIP | select(h.mmu.menvcfg & STCE != 0, 0, STIP)
     h.soft_pending = h.soft_pending & ~writable | value & writable
 
 
 @native
 def read_sip(h: Hart) -> int:
-    return pending(h) & h.mideleg
+    return read_mip(h) & h.mideleg
 
 
 @native
 def write_sip(h: Hart, value: int) -> None:
     if h.mideleg & SSIP:
-        box = mailbox(h.id)
-        if value & SSIP:
-            fetch_or32(ref(box.pending), SSIP)
-        else:
-            fetch_and32(ref(box.pending), ~SSIP)
+        change_ssip(h, value)
 
 
 @native
@@ -275,7 +284,7 @@ def write_sie(h: Hart, value: int) -> None:
 
 
 stored(0x304, "mie", ALL_INTERRUPTS)
-csr(0x344, "mip", pending, write_mip)
+csr(0x344, "mip", read_mip, write_mip)
 csr(0x104, "sie", read_sie, write_sie)
 csr(0x144, "sip", read_sip, write_sip)
 stored(0x303, "mideleg", SUPERVISOR_INTERRUPTS)

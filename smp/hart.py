@@ -77,6 +77,7 @@ class Hart(Layout):
     mstatus: u64
     mie: u64
     soft_pending: u64  # mip bits that software wrote: STIP, SEIP
+    seen_pending: u64  # mip as the CSR instruction in hand has read it
     mideleg: u64
     medeleg: u64
     mtvec: u64

@@ -250,8 +250,13 @@ def write_done(*also: Instruction) -> list[Instruction]:
 def counted(rounds: int, body: list[Instruction]) -> list[Instruction]:
     """The body `rounds` times."""
     size = len(encode(*body))
-    return [i("lui", rd=S0, imm=rounds & ~0xFFF), i("addi", rd=S0, rs1=S0, imm=rounds & 0x7FF), *body, i("addi", rd=S0, rs1=S0, imm=-1),
-            i("bne", rs1=S0, rs2=0, imm=-4 - size)]  # fmt: skip
+    return [
+        i("lui", rd=S0, imm=rounds & ~0xFFF),
+        i("addi", rd=S0, rs1=S0, imm=rounds & 0x7FF),
+        *body,
+        i("addi", rd=S0, rs1=S0, imm=-1),
+        i("bne", rs1=S0, rs2=0, imm=-4 - size),
+    ]
 
 
 def put_program(harts: Bare, number: int, *instructions: Instruction) -> int:

@@ -15,8 +15,10 @@ from typing import Any
 
 from mem import regions
 from mem.atomics import py_load32, py_store32, py_xchg32
+from mem.clock import FOREVER_NS
 from mem.machine import POWER_OFF, Machine, end_machine, is_ending, machine
 from mem.memmap import RAM_BASE
+from mem.rtc import rtc_ns_until_alarm, rtc_tick
 from mem.window import (
     REQUESTS,
     WindowRequest,
@@ -198,8 +200,12 @@ class IoProcess:
         reads io_asleep after a locked operation (kick_io).  One of the two sees the other.
         """
         py_xchg32(IO_ASLEEP, 1)
-        self.look(0 if self.has_work() else -1)
+        alarm = rtc_ns_until_alarm()
+        until_alarm = -1 if alarm >= FOREVER_NS else alarm / 1e9
+        self.look(0 if self.has_work() else until_alarm)
         py_store32(IO_ASLEEP, 0)
+        if alarm < FOREVER_NS:
+            rtc_tick()
 
     def look(self, timeout: float) -> None:
         """Handle what the host's descriptors have, waiting at most `timeout` seconds (-1: any time)."""

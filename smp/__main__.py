@@ -1,8 +1,16 @@
 """`python -m smp` is the `hartbeat` command."""
 
+import signal
 import sys
 
-from smp.cli import main
+
+def command() -> int:
+    """Run the command; Ctrl-C while Python still loads it ends it quietly."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from smp.cli import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -88,6 +88,12 @@ def test_linux_runs_under_opensbi(guest: Guest, firmware: str, harts: int) -> No
     assert f"Platform HART Count         : {harts}\n" in log
 
 
+@pytest.mark.skipif("bmi2" not in Path("/proc/cpuinfo").read_text(), reason="the translator needs BMI2")
+@pytest.mark.parametrize("harts", [1, 4, 8])
+def test_linux_runs_translated(guest: Guest, harts: int) -> None:
+    check_work(run(guest, harts, WORK, "--engine", "jit"), harts)
+
+
 DEVICES = """
 cd /sys/block; for d in vd*; do echo "disk $d $(cat $d/size) $(cat $d/ro)"; done
 echo "vda $(sha256sum </dev/vda)"

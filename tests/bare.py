@@ -12,23 +12,24 @@ from typing import NamedTuple
 from mem import regions
 from mem.image import Boot
 from mem.machine import machine
-from mem.mailbox import Mailbox
 from mem.memmap import RAM_BASE
 from mem.regions import Regions, map_fixed, unmap
-from mem.reservation import Reservations, reset
 from smp import engine
 from smp.alarm import fence_i
 from smp.boot import write_hart, write_machine
 from smp.code import STRIDE
 from smp.config import MachineConfig
 from smp.cpu import CpuConfig, parse_cpu
-from smp.hart import DECODED_PAGES, FS, NEVER, Hart, hart_record
+from smp.hart import DECODED_PAGES, FS, Hart, hart_record
 from smp.interpreter import run_quantum
 from smp.row import ROWS
+from smp.translate import prepare_cache
+from smp.translated import run_translated
 from smp.trap import flush_translations, update_view
 
 RAM_BYTES = 16 << 20
 LIMIT = 100_000  # instructions after which a test's program is taken to hang
+TRANSLATED_QUANTUM = 1000  # a block does not begin with less left than it has
 PMP_ALL = 0x1F  # NAPOT, RWX
 
 Instruction = tuple[str, dict[str, int]] | int  # a row's name and fields, or the word itself
@@ -130,7 +131,10 @@ class Bare:
         """One quantum: ends at a trap, behind `quantum` instructions, or when an instruction asks for a look around."""
         h = self.h
         traps = h.traps
-        run_quantum(h, quantum)
+        if self.config.engine != "jit":
+            run_quantum(h, quantum)
+        elif not run_translated(h, max(quantum, TRANSLATED_QUANTUM)):
+            run_quantum(h, 1)
         return Trapped(h.mcause, h.mtval, h.mepc) if h.traps != traps else None
 
     def run(self, pc: int = RAM_BASE, limit: int = LIMIT) -> Trapped:
@@ -152,23 +156,20 @@ class Bare:
 
 
 @contextmanager
-def bare_machine(harts: int = 1, ram: int = RAM_BYTES, cpu: str = "rv64") -> Iterator[Bare]:
-    """Open one in this process, which can hold only one; decoded code is mapped for this process alone."""
+def bare_machine(harts: int = 1, ram: int = RAM_BYTES, cpu: str = "rv64", runs: str = "interp") -> Iterator[Bare]:
+    """Open one in this process, which can hold only one; decoded code is mapped for this process alone.
+
+    `runs` is the machine's --engine.
+    """
     engine.load()
-    config = MachineConfig(harts=harts, ram=ram, cpu=CpuConfig(parse_cpu(cpu).mask))
+    config = MachineConfig(harts=harts, ram=ram, cpu=CpuConfig(parse_cpu(cpu).mask), engine=runs)
     opened = regions.open_regions(harts, ram)
     try:
+        if runs == "jit":
+            regions.open_code_cache(opened)
+            prepare_cache()
         map_fixed(regions.DECODED, DECODED_PAGES * STRIDE)
         yield Bare(opened, config)
     finally:
         unmap(regions.DECODED, DECODED_PAGES * STRIDE)
         opened.close()
-
-
-def no_reservations() -> None:
-    """As after a start."""
-    reset()
-
-
-__all__ = ["LIMIT", "NEVER", "RAM_BASE", "RAM_BYTES", "Bare", "Instruction", "Mailbox", "Reservations", "Trapped",
-           "bare_machine", "encode", "i", "no_reservations", "word_of"]  # fmt: skip

@@ -211,10 +211,14 @@ def operands(source: random.Random, row: Row, own: dict[str, int]) -> dict[str, 
     return made
 
 
-def candidates(privilege: int, extensions: int) -> list[Row]:
-    """Rows that may occur: without traps on purpose, and without what only M-mode does there."""
+def candidates(privilege: int, extensions: int, reservations: bool = True) -> list[Row]:
+    """Rows that may occur: without traps on purpose, and without what only M-mode does there.
+
+    When an SC fails although it need not is known of the interpreter only: others do without LR and SC.
+    """
     ends = ("ecall", "ebreak", "c.ebreak", *(PRIVILEGED if privilege == MACHINE else ()))
-    return [row for row in ROWS.values() if row.name not in ends and row.enabled(extensions)]
+    rows = [row for row in ROWS.values() if row.name not in ends and row.enabled(extensions)]
+    return [row for row in rows if reservations or row.kind not in (Kind.LR, Kind.SC)]
 
 
 def sequence(source: random.Random) -> list[Row]:
@@ -232,7 +236,7 @@ def rows_of_program(source: random.Random, rows: list[Row], count: int) -> list[
     by_kind = {kind: [row for row in rows if row.kind is kind] for kind in Kind}
     while len(chosen) < count:
         dice = source.random()
-        if dice < 0.05:
+        if dice < 0.05 and by_kind[Kind.LR]:
             chosen += sequence(source)
         elif dice < 0.25:
             kind = source.choice((Kind.LOAD, Kind.STORE, Kind.FLOAD, Kind.FSTORE))

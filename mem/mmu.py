@@ -22,6 +22,7 @@ from mem.atomics import (
 )
 from mem.bus import bus_covers, bus_read, bus_write, is_plain, is_ram
 from mem.layout import Layout, layout, many, u8, u32, u64
+from mem.log import LOG_GUEST_ERRORS, NOTHING_THERE, log
 from mem.machine import Machine
 from mem.native import native, ref
 from mem.regions import HOST, MACHINE
@@ -395,6 +396,7 @@ def locate(mmu: Mmu, va: int, size: int, access: int) -> int:
     if not pmp_allows(mmu, pa, size, access, mmu.data_privilege):
         return access_fault(mmu, va, access)
     if not is_ram(pa, size) and not bus_covers(pa, size):
+        log(LOG_GUEST_ERRORS, mmu.hart, NOTHING_THERE, pa, size)
         return access_fault(mmu, va, access)
     fill(mmu, va, pa, access)
     return pa

@@ -24,6 +24,7 @@ PLIC = SHARED + 0x3_0000  # mem/plic.py
 UART = SHARED + 0x4_0000  # mem/uart.py
 WINDOWS = SHARED + 0x8_0000  # mem/window.py: virtio register files and the requests to the I/O process
 RESERVATIONS = SHARED + 0x10_0000  # mem/reservation.py
+LOG_LINES = SHARED + 0x18_0000  # mem/log.py: a line buffer a hart
 SHARED_BYTES = 0x20_0000
 WATCHED = 0x0F08_0000_0000  # mem/reservation.py: a byte for every page of RAM
 HARTS = 0x0F10_0000_0000  # smp/hart.py: a record every HART_STRIDE

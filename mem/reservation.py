@@ -122,4 +122,6 @@ def finish_watch(pa: int) -> None:
     lock()
     if load8(mark(pa)) == ARMING:
         store8(mark(pa), ARMED)
+    # The LR is still to come: a store before it must not let the page go again.
+    Reservations.at(RESERVATIONS).page_time[(pa >> 12) & 1023] = now_ns()
     unlock()

@@ -26,6 +26,7 @@ from mem.atomics import (
     xchg64,
 )
 from mem.layout import Layout, layout, line_aligned, many, u8, u32, u64
+from mem.log import LOG_GUEST_ERRORS, WRONG_SIZE, log
 from mem.machine import is_ending, kick_io
 from mem.mailbox import RUNNING, SLEEPING, mailbox, relax
 from mem.memmap import VIRTIO_SLOTS
@@ -161,6 +162,7 @@ def _generation(place: int) -> int:
 def window_write(hart: int, slot: int, offset: int, size: int, value: int) -> None:
     """A guest's write; ignored where nothing is and where the size is wrong."""
     if slot >= VIRTIO_SLOTS or _is_refused(offset, size):
+        log(LOG_GUEST_ERRORS, hart, WRONG_SIZE, offset, size)
         return
     window = window_at(slot)
     if window.registers[2] == 0:  # DeviceID

@@ -26,20 +26,24 @@ ANSWERED = ALARM_TLB | ALARM_FENCE_I | ALARM_WATCH | ALARM_SERVE
 def answer(h: Hart) -> None:
     """Do what other harts asked for.  Also called while this hart waits for others, so that two never block.
 
-    The ticket is read before the bits are taken: whoever drew it had set its bits before.
+    The ticket is read before the bits are taken: whoever drew it had set its bits before.  A ticket drawn between
+    the two may have had its ALARM_SERVE taken with them, so it is looked for once more.
     """
     box = mailbox(h.id)
     if aload32(ref(box.alarm)) & ANSWERED == 0:
         return
-    ticket = aload64(ref(box.requests))
-    bits = fetch_and32(ref(box.alarm), ~ANSWERED)
-    if bits & ALARM_TLB:
-        flush_translations(h)
-    if bits & ALARM_FENCE_I:
-        fence_i(h)
-    if bits & ALARM_WATCH:
-        flush_writes(h.mmu)
-    serve(h.id, ticket)
+    while True:
+        ticket = aload64(ref(box.requests))
+        bits = fetch_and32(ref(box.alarm), ~ANSWERED)
+        if bits & ALARM_TLB:
+            flush_translations(h)
+        if bits & ALARM_FENCE_I:
+            fence_i(h)
+        if bits & ALARM_WATCH:
+            flush_writes(h.mmu)
+        serve(h.id, ticket)
+        if aload64(ref(box.requests)) == ticket:
+            break
 
 
 @native

@@ -8,6 +8,7 @@ from llvmlite import binding as llvm
 from mem import clint, reservation
 from mem.atomics import py_now_ns
 from mem.image import Boot
+from mem.log import LOG_EXEC, LOG_GUEST_ERRORS, LOG_INT, LOG_UNIMP
 from mem.machine import Machine, machine
 from mem.memmap import RAM_BASE
 from mem.mmu import NO_FAULT
@@ -18,7 +19,6 @@ from smp.hart import DECODED_PAGES, MACHINE, NEVER, SUPERVISOR, Hart, hart_recor
 from smp.sbi import STARTED, STOPPED
 from smp.trap import STCE, flush_translations, update_view
 
-LOG_INT, LOG_EXEC, LOG_GUEST_ERRORS, LOG_UNIMP = 1, 2, 4, 8
 LOG_BITS = {"int": LOG_INT, "exec": LOG_EXEC, "guest_errors": LOG_GUEST_ERRORS, "unimp": LOG_UNIMP}
 A0, A1, A2 = 10, 11, 12
 PBMTE, ENVCFG_CACHE = 1 << 62, 0xF0

@@ -10,6 +10,7 @@ from typing import Any
 
 from mem.atomics import fetch_and32, fetch_or32
 from mem.clock import mtime
+from mem.log import LOG_UNIMP, NO_CSR, log
 from mem.machine import Machine
 from mem.mailbox import SEIP, SSIP, STIP, mailbox
 from mem.mmu import PMP_LOCK
@@ -505,6 +506,12 @@ def csr_allowed(h: Hart, number: int) -> int:
 
 
 @emitted
+def csr_exists(h: Hart, number: int) -> int:
+    """Whether the table has the register."""
+    return _switch(number, lambda row: 1, 0)  # type: ignore[arg-type, return-value]
+
+
+@emitted
 def csr_read(h: Hart, number: int) -> int:
     """The register's value; the access was allowed."""
 
@@ -540,6 +547,9 @@ def csr_write(h: Hart, number: int, value: int) -> int:
 def csr_check(h: Hart, number: int, writes: int) -> int:
     """Whether the instruction may access the register: privilege and read-only by number, then the row's rule."""
     if (number >> 8) & 3 > h.privilege or (writes and number >> 10 == 3):
+        return 0
+    if not csr_exists(h, number):
+        log(LOG_UNIMP, h.id, NO_CSR, number, writes)
         return 0
     return csr_allowed(h, number)
 

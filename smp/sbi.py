@@ -6,6 +6,7 @@ are those of the SBI specification.
 
 from mem.atomics import aload32, astore32, cas32, load8, store8
 from mem.bus import is_ram
+from mem.log import LOG_UNIMP, NO_SBI_CALL, log
 from mem.machine import POWER_OFF, RESET, Machine, end_machine, is_ending
 from mem.mailbox import (
     ALARM_FENCE_I,
@@ -41,7 +42,10 @@ ALL_HARTS = (1 << 64) - 1
 @native
 def sbi_call(h: Hart) -> None:
     """Answer the call in a7, a6: error in a0, value in a1 (chapter "Binary Encoding")."""
-    h.x[A0] = dispatch(h, h.x[A7], h.x[A6])
+    error = dispatch(h, h.x[A7], h.x[A6])
+    if error == NOT_SUPPORTED:
+        log(LOG_UNIMP, h.id, NO_SBI_CALL, h.x[A7], h.x[A6])
+    h.x[A0] = error
 
 
 @native

@@ -6,7 +6,8 @@ import sys
 
 def command() -> int:
     """Run the command; Ctrl-C while Python still loads it ends it quietly."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from smp.cli import main
 
     return main()

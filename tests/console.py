@@ -43,7 +43,14 @@ class Console:
             self.slave, ends = -1, (stdin, stdout)
         self.error_reader, stderr = os.pipe()
         self.process = subprocess.Popen(
-            [*command, *options], cwd=ROOT, stdin=ends[0], stdout=ends[1], stderr=stderr, start_new_session=True
+            [*command, *options],
+            cwd=ROOT,
+            stdin=ends[0],
+            stdout=ends[1],
+            stderr=stderr,
+            start_new_session=True,
+            # A shell's background job, as a test run may be, ignores SIGINT, and that is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         for fd in {*ends, stderr} - {self.slave}:
             os.close(fd)

@@ -1,0 +1,424 @@
+"""The translator's templates: what a row becomes in host instructions.
+
+Each emits code for the decoded instruction in a slot; TEMPLATES says which row has which.  A result is computed in
+the host register of the guest's, or in rax and then stored.
+"""
+
+from mem.mmu import TLB_ENTRIES, WRITE_BANK, Mmu
+from mem.native import Native, call, emitted, native, table
+from mem.regions import CODE_TABLE
+from mem.word import sext32
+from smp.code import Slot
+from smp.codecache import Asm, CodeTable
+from smp.decode import (
+    LIST,
+    emit_switch,
+)
+from smp.hart import SINK, Hart
+from smp.row import Kind, Row
+from smp.x86 import (
+    BELOW,
+    EQUAL,
+    HART,
+    IN_MEMORY,
+    LESS,
+    NOT_EQUAL,
+    PIN,
+    R12,
+    RAX,
+    RCX,
+    RDX,
+    aim,
+    byte,
+    get,
+    here,
+    immediate,
+    indexed,
+    jump,
+    jump_if,
+    load_constant,
+    op_guest,
+    op_mem,
+    op_reg,
+    put,
+    shift_by,
+    shift_immediate,
+)
+
+LINK, FAR, LEAVE, ACCESS, FIX = range(5)  # what a stub does (smp/translate.py)
+DATA = Hart.offset("mmu") + Mmu.offset("data")
+
+
+@native(inline=True)
+def cursor() -> Asm:
+    return CodeTable.at(CODE_TABLE).asm
+
+
+@native
+def result(rd: int) -> int:
+    """The host register to compute a result in: rd's own, or rax."""
+    host = PIN[rd]
+    return RAX if host == IN_MEMORY else host
+
+
+@native
+def finish(rd: int, host: int) -> None:
+    """Store a result that was computed in rax."""
+    if PIN[rd] == IN_MEMORY:
+        put(rd, host)
+
+
+@native
+def source(guest: int, spare: int) -> int:
+    """A host register that holds the guest register: its own, or `spare` loaded with it."""
+    if PIN[guest] != IN_MEMORY:
+        return PIN[guest]
+    get(spare, guest)
+    return spare
+
+
+# Templates: register arithmetic.  `op` is the x86 opcode or what else the row's table entry says.
+
+
+@native
+def t_binary(s: Slot, op: int, commutes: int) -> None:
+    d = result(s.rd)
+    if s.rd == s.rs2 and s.rd != s.rs1 and d != RAX:
+        if commutes:
+            op_guest(1, op, d, s.rs1)
+            return
+        get(RAX, s.rs1)
+        op_guest(1, op, RAX, s.rs2)
+        op_reg(1, 0x8B, d, RAX)
+        return
+    get(d, s.rs1)
+    op_guest(1, op, d, s.rs2)
+    finish(s.rd, d)
+
+
+@native
+def widen(s: Slot) -> None:
+    """rd = eax sign-extended."""
+    d = result(s.rd)
+    op_reg(1, 0x63, d, RAX)
+    finish(s.rd, d)
+
+
+@native
+def t_binary_word(s: Slot, op: int, extra: int) -> None:
+    get(RAX, s.rs1)
+    op_guest(0, op, RAX, s.rs2)
+    widen(s)
+
+
+@native
+def t_immediate(s: Slot, digit: int, extra: int) -> None:
+    imm = sext32(s.imm)
+    d = result(s.rd)
+    if s.rs1 == 0 and digit != 4:
+        load_constant(d, imm)
+    else:
+        from_host = PIN[s.rs1]
+        if digit == 0 and d != RAX and from_host not in (IN_MEMORY, R12, d) and imm:
+            op_mem(1, 0x8D, d, from_host, imm)
+        else:
+            get(d, s.rs1)
+            if imm or digit == 4:
+                immediate(1, digit, d, imm)
+    finish(s.rd, d)
+
+
+@native
+def t_addiw(s: Slot, op: int, extra: int) -> None:
+    imm = sext32(s.imm)
+    d = result(s.rd)
+    if imm == 0:
+        op_guest(1, 0x63, d, s.rs1)
+        finish(s.rd, d)
+        return
+    get(RAX, s.rs1)
+    immediate(0, 0, RAX, imm)
+    widen(s)
+
+
+@native
+def t_shift_immediate(s: Slot, digit: int, wide: int) -> None:
+    if wide:
+        d = result(s.rd)
+        get(d, s.rs1)
+        shift_immediate(1, digit, d, s.imm)
+        finish(s.rd, d)
+    else:
+        get(RAX, s.rs1)
+        shift_immediate(0, digit, RAX, s.imm)
+        widen(s)
+
+
+@native
+def t_shift(s: Slot, prefix: int, wide: int) -> None:
+    count = source(s.rs2, RCX)
+    if wide:
+        d = result(s.rd)
+        shift_by(1, prefix, d, s.rs1, count)
+        finish(s.rd, d)
+    else:
+        shift_by(0, prefix, RAX, s.rs1, count)
+        widen(s)
+
+
+@native
+def set_if(s: Slot, condition: int) -> None:
+    """rd = 1 if the flags say so, else 0."""
+    d = result(s.rd)
+    op_reg(0, 0x0F90 | condition, 0, RAX)
+    op_reg(0, 0x0FB6, d, RAX)
+    finish(s.rd, d)
+
+
+@native
+def t_compare(s: Slot, condition: int, extra: int) -> None:
+    op_guest(1, 0x3B, source(s.rs1, RAX), s.rs2)
+    set_if(s, condition)
+
+
+@native
+def t_compare_immediate(s: Slot, condition: int, extra: int) -> None:
+    immediate(1, 7, source(s.rs1, RAX), sext32(s.imm))
+    set_if(s, condition)
+
+
+@native
+def t_constant(s: Slot, from_pc: int, extra: int) -> None:
+    value = sext32(s.imm) + (cursor().pc if from_pc else 0)
+    d = result(s.rd)
+    load_constant(d, value)
+    finish(s.rd, d)
+
+
+@native
+def t_shift_add(s: Slot, scale: int, word: int) -> None:
+    op_guest(1 - word, 0x8B, RAX, s.rs1)
+    get(RDX, s.rs2)
+    d = result(s.rd)
+    indexed(1, 0x8D, d, RDX, RAX, scale)
+    finish(s.rd, d)
+
+
+@native
+def t_unary(s: Slot, op: int, extra: int) -> None:
+    d = result(s.rd)
+    op_guest(1, op, d, s.rs1)
+    finish(s.rd, d)
+
+
+@native
+def t_choose(s: Slot, op: int, extra: int) -> None:
+    """min and max: a conditional move of rs2 over rs1."""
+    get(RAX, s.rs1)
+    get(RDX, s.rs2)
+    op_reg(1, 0x3B, RAX, RDX)
+    op_reg(1, op, RAX, RDX)
+    put(s.rd, RAX)
+
+
+@native
+def t_inverted(s: Slot, op: int, extra: int) -> None:
+    """andn, orn, xnor: rs1 op ~rs2."""
+    get(RAX, s.rs2)
+    op_reg(1, 0xF7, 2, RAX)
+    op_guest(1, op, RAX, s.rs1)
+    put(s.rd, RAX)
+
+
+@native
+def t_multiply_high(s: Slot, digit: int, extra: int) -> None:
+    get(RAX, s.rs1)
+    op_guest(1, 0xF7, digit, s.rs2)
+    put(s.rd, RDX)
+
+
+@native
+def t_divide(s: Slot, digit: int, flags: int) -> None:
+    """div (6) and idiv (7); flags: 1 remainder, 2 word.  By zero and by -1 are the manual's, not the host's."""
+    wide = flags & 2 == 0
+    answer = RDX if flags & 1 else RAX
+    op_guest(wide, 0x8B, RAX, s.rs1)
+    op_guest(wide, 0x8B, RCX, s.rs2)
+    op_reg(wide, 0x85, RCX, RCX)
+    by_zero = jump_if(EQUAL)
+    by_minus_one = 0
+    if digit == 7:
+        immediate(wide, 7, RCX, (1 << 64) - 1)
+        by_minus_one = jump_if(EQUAL)
+        if wide:
+            byte(0x48)
+        byte(0x99)
+    else:
+        op_reg(0, 0x33, RDX, RDX)
+    op_reg(wide, 0xF7, digit, RCX)
+    done = jump()
+    aim(by_zero, here())
+    if flags & 1:
+        op_reg(wide, 0x8B, RDX, RAX)
+    else:
+        load_constant(RAX, (1 << 64) - 1)
+    done_zero = jump()
+    if by_minus_one:
+        aim(by_minus_one, here())
+        if flags & 1:
+            op_reg(0, 0x33, RDX, RDX)
+        else:
+            op_reg(wide, 0xF7, 3, RAX)
+    aim(done, here())
+    aim(done_zero, here())
+    if wide:
+        put(s.rd, answer)
+    else:
+        op_reg(1, 0x63, RAX, answer)
+        put(s.rd, RAX)
+
+
+@native
+def t_fence(s: Slot, op: int, extra: int) -> None:
+    """lock or dword [rsp], 0: orders earlier stores with later loads, as mfence does, in less time."""
+    byte(0xF0)
+    byte(0x83)
+    byte(0x0C)
+    byte(0x24)
+    byte(0)
+
+
+# Templates: memory
+
+
+@native
+def add_stub(kind: int, site: int, pc: int, info: int) -> None:
+    """Have code made behind the block."""
+    a = cursor()
+    stub = a.stub[a.stubs]
+    stub.kind = kind
+    stub.site = site
+    stub.back = here()
+    stub.pc = pc
+    stub.info = info
+    a.stubs += 1
+
+
+@native
+def add_access(miss: int, info: int) -> None:
+    """The stub of a load or store; the instructions before it go into the upper half of its info."""
+    a = cursor()
+    short = 64 if a.length == 2 else 0
+    add_stub(ACCESS, miss, a.pc, info | short | a.count << 32)
+
+
+@native
+def effective_address(s: Slot) -> None:
+    """rax = rs1 + imm."""
+    imm = sext32(s.imm)
+    host = PIN[s.rs1]
+    if host not in (IN_MEMORY, R12) and imm:
+        op_mem(1, 0x8D, RAX, host, imm)
+    else:
+        get(RAX, s.rs1)
+        if imm:
+            immediate(1, 0, RAX, imm)
+
+
+@native
+def probe(size: int, bank: int) -> int:
+    """Look rax up in the data TLB: leaves the entry's address in rcx; gives the jump taken on a miss."""
+    op_reg(0, 0x8B, RCX, RAX)
+    shift_immediate(0, 5, RCX, 8)
+    immediate(0, 4, RCX, (TLB_ENTRIES - 1) << 4)
+    op_mem(1, 0x03, RCX, HART, DATA)
+    op_reg(1, 0x8B, RDX, RAX)
+    immediate(1, 4, RDX, (0 - 4096) | (size - 1))
+    op_mem(1, 0x3B, RDX, RCX, bank)
+    return jump_if(NOT_EQUAL)
+
+
+@native
+def t_load(s: Slot, op: int, extra: int) -> None:
+    """extra: size, sign bit 4, wide bit 8."""
+    size = extra & 15
+    effective_address(s)
+    miss = probe(size, 0)
+    op_mem(1, 0x03, RAX, RCX, 8)
+    d = result(s.rd)
+    op_mem(extra >> 8 & 1, op, d, RAX, 0)
+    if s.rd != SINK:
+        finish(s.rd, d)
+    add_access(miss, size | (extra & 16) << 1 | s.rd << 8)
+
+
+@native
+def t_store(s: Slot, op: int, extra: int) -> None:
+    size = extra & 15
+    effective_address(s)
+    miss = probe(size, WRITE_BANK)
+    op_mem(1, 0x03, RAX, RCX, WRITE_BANK + 8)
+    value = RDX
+    if size == 1 or PIN[s.rs2] == IN_MEMORY:
+        get(RDX, s.rs2)
+    else:
+        value = PIN[s.rs2]
+    op_mem(extra >> 8 & 1, op, value, RAX, 0)
+    add_access(miss, size | 16 | s.rs2 << 8)
+
+
+ADD, AND, OR, XOR, SUB, MUL = 0x03, 0x23, 0x0B, 0x33, 0x2B, 0x0FAF
+CMOVB, CMOVA, CMOVL, CMOVG = 0x0F42, 0x0F47, 0x0F4C, 0x0F4F
+WIDE = 1 << 8
+SIGNED = 16
+
+TEMPLATES: dict[str, tuple[Native, int, int]] = {
+    "add": (t_binary, ADD, 1), "sub": (t_binary, SUB, 0), "and": (t_binary, AND, 1), "or": (t_binary, OR, 1),
+    "xor": (t_binary, XOR, 1), "mul": (t_binary, MUL, 1),
+    "addw": (t_binary_word, ADD, 0), "subw": (t_binary_word, SUB, 0), "mulw": (t_binary_word, MUL, 0),
+    "addi": (t_immediate, 0, 0), "ori": (t_immediate, 1, 0), "andi": (t_immediate, 4, 0), "xori": (t_immediate, 6, 0),
+    "addiw": (t_addiw, 0, 0),
+    "slli": (t_shift_immediate, 4, 1), "srli": (t_shift_immediate, 5, 1), "srai": (t_shift_immediate, 7, 1),
+    "slliw": (t_shift_immediate, 4, 0), "srliw": (t_shift_immediate, 5, 0), "sraiw": (t_shift_immediate, 7, 0),
+    "sll": (t_shift, 1, 1), "srl": (t_shift, 3, 1), "sra": (t_shift, 2, 1),
+    "sllw": (t_shift, 1, 0), "srlw": (t_shift, 3, 0), "sraw": (t_shift, 2, 0),
+    "slt": (t_compare, LESS, 0), "sltu": (t_compare, BELOW, 0),
+    "slti": (t_compare_immediate, LESS, 0), "sltiu": (t_compare_immediate, BELOW, 0),
+    "lui": (t_constant, 0, 0), "auipc": (t_constant, 1, 0),
+    "sh1add": (t_shift_add, 1, 0), "sh2add": (t_shift_add, 2, 0), "sh3add": (t_shift_add, 3, 0),
+    "add.uw": (t_shift_add, 0, 1), "sh1add.uw": (t_shift_add, 1, 1), "sh2add.uw": (t_shift_add, 2, 1),
+    "sh3add.uw": (t_shift_add, 3, 1),
+    "sext.b": (t_unary, 0x0FBE, 0), "sext.h": (t_unary, 0x0FBF, 0), "zext.h": (t_unary, 0x0FB7, 0),
+    "clz": (t_unary, 0xF30FBD, 0), "ctz": (t_unary, 0xF30FBC, 0), "cpop": (t_unary, 0xF30FB8, 0),
+    "min": (t_choose, CMOVG, 0), "max": (t_choose, CMOVL, 0), "minu": (t_choose, CMOVA, 0),
+    "maxu": (t_choose, CMOVB, 0),
+    "andn": (t_inverted, AND, 0), "orn": (t_inverted, OR, 0), "xnor": (t_inverted, XOR, 0),
+    "mulh": (t_multiply_high, 5, 0), "mulhu": (t_multiply_high, 4, 0),
+    "div": (t_divide, 7, 0), "divu": (t_divide, 6, 0), "rem": (t_divide, 7, 1), "remu": (t_divide, 6, 1),
+    "divw": (t_divide, 7, 2), "divuw": (t_divide, 6, 2), "remw": (t_divide, 7, 3), "remuw": (t_divide, 6, 3),
+    "fence": (t_fence, 0, 0),
+    "lb": (t_load, 0x0FBE, 1 | SIGNED | WIDE), "lh": (t_load, 0x0FBF, 2 | SIGNED | WIDE),
+    "lw": (t_load, 0x63, 4 | SIGNED | WIDE), "ld": (t_load, 0x8B, 8 | WIDE),
+    "lbu": (t_load, 0x0FB6, 1), "lhu": (t_load, 0x0FB7, 2), "lwu": (t_load, 0x8B, 4),
+    "sb": (t_store, 0x88, 1), "sh": (t_store, 0x660089, 2), "sw": (t_store, 0x89, 4), "sd": (t_store, 0x89, 8 | WIDE),
+}  # fmt: skip
+FUNCTIONS: list[Native] = sorted({t for t, _, _ in TEMPLATES.values()}, key=lambda t: t.name)
+STEP_TEMPLATE = len(FUNCTIONS)
+
+
+def _template(row: Row) -> tuple[int, int, int]:
+    made = TEMPLATES.get(row.base or row.name)
+    return (FUNCTIONS.index(made[0]), made[1], made[2]) if made else (STEP_TEMPLATE, 0, 0)
+
+
+_CHOSEN = [_template(row) for row in LIST]
+TEMPLATE = table("u8", [t for t, _, _ in _CHOSEN])
+OP = table("u32", [op for _, op, _ in _CHOSEN])
+EXTRA = table("u16", [extra for _, _, extra in _CHOSEN])
+PURE = table("u8", [row.kind is Kind.ALU for row in LIST])
+
+
+@emitted
+def apply_template(index: int, s: Slot, op: int, extra: int) -> None:
+    """Run the row's template."""
+    emit_switch(index, len(FUNCTIONS), lambda n: call(FUNCTIONS[n], s, op, extra))  # type: ignore[arg-type]

@@ -57,6 +57,7 @@ class Asm(Layout):
     out: u64  # executable address of the next byte
     pc: u64  # virtual pc of the instruction in hand
     ppc: u64
+    page: u64  # physical page of the block
     start: u64
     count: u64  # instructions so far
     stubs: u64
@@ -150,13 +151,24 @@ WAYS = 4
 
 
 @native
+def is_block(block: Block, ppc: int, vpc: int, version: int) -> int:
+    """Whether the entry is of this block; the loads stay in their order."""
+    if aload64(ref(block.ppc)) != ppc or aload64(ref(block.vpc)) != vpc:
+        return 0
+    return aload64(ref(block.version)) == version
+
+
+@native
 def lookup(ppc: int, vpc: int, version: int) -> int:
     """The code of a block made from this version of its page, or 0."""
     at = bucket(ppc, vpc)
     for way in range(WAYS):
         block = Block.at(ref(table().blocks[(at + way) & (BUCKETS - 1)]))
-        if aload64(ref(block.ppc)) == ppc and block.vpc == vpc and block.version == version:
-            return block.code
+        if is_block(block, ppc, vpc, version):
+            # Another block may be put here meanwhile: the code counts if the entry is still the same behind it.
+            code = aload64(ref(block.code))
+            if is_block(block, ppc, vpc, version):
+                return code
     return 0
 
 
@@ -164,7 +176,7 @@ def lookup(ppc: int, vpc: int, version: int) -> int:
 def enter_block(ppc: int, vpc: int, version: int, code: int) -> None:
     """Put a block into the table, in place of a stale or the first one.  Under the lock.
 
-    `ppc` is cleared first and set last, so that a reader sees a whole entry or none.
+    `ppc` is cleared first and set last; `lookup` looks at it before and after the code.
     """
     at = bucket(ppc, vpc)
     chosen = at
@@ -175,7 +187,7 @@ def enter_block(ppc: int, vpc: int, version: int, code: int) -> None:
             break
     block = Block.at(ref(table().blocks[chosen]))
     astore64(ref(block.ppc), 0)
-    block.vpc = vpc
-    block.code = code
-    block.version = version
+    astore64(ref(block.vpc), vpc)
+    astore64(ref(block.code), code)
+    astore64(ref(block.version), version)
     astore64(ref(block.ppc), ppc)

@@ -101,6 +101,7 @@ MAX_INSTRUCTIONS = 64
 WINDOW_ROOM = 24  # an LR begins no block's last instructions: its sequence must fit behind it
 BLOCK_ROOM = 16384  # bytes that a block and its stubs can take at most
 
+LINK_PAGE = Hart.offset("link_page")
 LEFT_FIELD, PC_FIELD, LINK_FIELD, JUMPS, ALARM = (Hart.offset(n) for n in ("left", "pc", "link", "jumps", "alarm"))
 STEP_BYTES = 64
 CONDITIONS = {"beq": EQUAL, "bne": NOT_EQUAL, "blt": LESS, "bge": NOT_LESS, "bltu": BELOW, "bgeu": NOT_BELOW}
@@ -314,6 +315,7 @@ def translate_block(ppc: int, vpc: int, version: int) -> int:
     a.start = here()
     a.pc = vpc
     a.ppc = ppc
+    a.page = ppc & ~0xFFF
     a.count = 0
     a.stubs = 0
     a.window_end = 0
@@ -403,6 +405,7 @@ def emit_link(stub: Stub) -> None:
         aim(site, here())
     load_constant(RAX, stub.pc)
     load_constant(RCX, site)
+    load_constant(RDX, a.page)
     jump_to(a.exit_link)
 
 
@@ -498,6 +501,7 @@ def prepare_cache() -> None:
     op_reg(0, 0xFF, 4, RAX)
     a.exit_link = here()
     op_mem(1, 0x89, RCX, HART, LINK_FIELD)
+    op_mem(1, 0x89, RDX, HART, LINK_PAGE)
     linked = jump()
     a.exit = here()
     op_mem(1, 0xC7, 0, HART, LINK_FIELD)

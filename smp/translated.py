@@ -5,7 +5,7 @@ from typing import Any
 from llvmlite import ir
 
 from mem.atomics import aload32, spin_lock, spin_unlock
-from mem.mmu import EXECUTE, NO_FAULT, PAGE_MASK, pmp_allows, read_slow, write_slow
+from mem.mmu import EXECUTE, NO_FAULT, PAGE_MASK, note_large, pmp_allows, read_slow, write_slow
 from mem.native import Record, emitted, native, ref
 from mem.regions import CODE_TABLE
 from mem.word import I64, V, builder, raw, sext8, sext16, sext32
@@ -93,6 +93,8 @@ def physical_pc(h: Hart) -> int:
         page = fetch_page(h, pc)
         if h.mmu.cause != NO_FAULT or not pmp_allows(h.mmu, page, 4096, EXECUTE, privilege):
             return 0
+        if h.mmu.page_bits > 12:
+            note_large(h.mmu, pc, h.mmu.page_bits)
         entry.tag = pc & PAGE_MASK
         entry.page = page
     return entry.page | pc & 0xFFF
@@ -167,7 +169,7 @@ def run_translated(h: Hart, quantum: int) -> int:
             else:
                 done = 0
             break
-        if site > 1:
+        if site > 1 and physical_pc(h) & PAGE_MASK == h.link_page:
             link(site, code)
         enter_code(h, CodeTable.at(CODE_TABLE).asm.enter, code)
         if h.link == 0:

@@ -348,7 +348,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(("d",), "ITEM[,ITEM...]", "log to stderr; -d help lists the items", read_d),
     Option(("D",), "FILE", "log to a file", file_reader("-D", "log_file")),
     Option(("accel",), "tcg|kvm|hvf", "accepted for QEMU's command lines, has no effect", read_accel),
-    Option(("engine",), "interp|jit", "how instructions are executed: by the interpreter, or translated (x86-64 with BMI2)",
+    Option(("engine",), "interp|jit", "how instructions are executed: interpreted, or translated (x86-64 with BMI2)",
            read_engine),
     Option(("stats",), "", "print what the harts did when the machine ends", flag(stats=True)),
     Option(("config",), "FILE.toml", "read options from a file; the command line comes after it", flag()),

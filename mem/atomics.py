@@ -90,7 +90,6 @@ fetch_add64 = macro(lambda a, v: atomic_rmw("add", a, v, 8))
 fetch_or32 = macro(lambda a, v: atomic_rmw("or", a, v, 4))
 fetch_or64 = macro(lambda a, v: atomic_rmw("or", a, v, 8))
 fetch_and32 = macro(lambda a, v: atomic_rmw("and", a, v, 4))
-fetch_and64 = macro(lambda a, v: atomic_rmw("and", a, v, 8))
 cas32 = macro(lambda a, e, d: compare_exchange(a, e, d, 4))
 cas64 = macro(lambda a, e, d: compare_exchange(a, e, d, 8))
 
@@ -235,33 +234,8 @@ def py_store32(address: int, value: int) -> None:
 
 
 @native
-def py_or32(address: int, value: int) -> int:
-    return fetch_or32(address, value)
-
-
-@native
-def py_and32(address: int, value: int) -> int:
-    return fetch_and32(address, value)
-
-
-@native
-def py_add64(address: int, value: int) -> int:
-    return fetch_add64(address, value)
-
-
-@native
 def py_xchg32(address: int, value: int) -> int:
     return xchg32(address, value)
-
-
-@native
-def py_futex_wait(address: int, value: int, timeout_ns: int) -> None:
-    futex_wait(address, value, timeout_ns)
-
-
-@native
-def py_futex_wake(address: int, count: int) -> None:
-    futex_wake(address, count)
 
 
 @native

@@ -27,11 +27,9 @@ class Machine(Layout):
     htif_tohost: u64  # physical address, 0 when there is none
     htif_fromhost: u64
     sbi: u32  # 1 when calls from S-mode go to the built-in SBI
-    boot_hart: u32
     mmu_levels: u32  # 3, 4 or 5: the deepest translation satp accepts
     jit: u32  # 1 when harts run translated code
     crowded: u32  # 1 when there are more harts than host cores: spinning gives the core away
-    pad: u32
     one: u64  # 1, what a kick writes
 
 

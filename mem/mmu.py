@@ -36,10 +36,6 @@ EMPTY = (1 << 64) - 1  # a tag that no masked address equals
 TLB_ENTRIES = 256
 VIEW_U, VIEW_S, VIEW_SUM, VIEW_M, VIEWS = range(5)
 
-# Privileged manual, table "Machine cause register values after trap".
-MISALIGNED = (4, 6, 0)  # by access
-ACCESS_FAULT = (5, 7, 1)
-PAGE_FAULT = (13, 15, 12)
 
 PTE_V, PTE_R, PTE_W, PTE_X, PTE_U, PTE_G, PTE_A, PTE_D = (1 << n for n in range(8))
 PTE_RESERVED = 0x7F << 54
@@ -104,7 +100,6 @@ class Mmu(Layout):
 VIEW_BYTES = View.sizeof()
 WRITE_BANK = View.offset("write")
 BANK_BYTES = Bank.sizeof()
-VIEWS_OFFSET = Mmu.offset("views")
 
 
 @native

@@ -85,7 +85,6 @@ class CodeTable(Layout):
     blocks_made: u64
     instructions: u64
     slots_used: u64
-    ready: u64  # 1 once the fixed entry code is in place
     asm: Asm
     blocks: list[Block] = many(BUCKETS)
     pages: list[CodePage] = many(PAGES)

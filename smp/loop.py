@@ -1,6 +1,6 @@
 """A hart's loop: alarms, interrupts, sleep, then a quantum of instructions; all of it compiled."""
 
-from mem.atomics import aload32, astore32, fetch_and32, now_ns
+from mem.atomics import aload32, fetch_and32, now_ns
 from mem.clock import ns_until
 from mem.machine import Machine
 from mem.mailbox import ALARM_START, mailbox, sleep
@@ -75,9 +75,3 @@ def run_hart(h: Hart) -> int:
         if h.log_new or h.step:
             return LOGGED
     return STOPPED
-
-
-@native
-def mark_started(hart: int) -> None:
-    """The boot hart's SBI state."""
-    astore32(ref(mailbox(hart).hsm), 0)

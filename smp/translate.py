@@ -92,9 +92,7 @@ from smp.x86 import (
 )
 
 # Kinds that the translator treats itself.
-K_LOAD, K_STORE, K_BRANCH, K_JAL, K_JALR = (
-    kind.value for kind in (Kind.LOAD, Kind.STORE, Kind.BRANCH, Kind.JAL, Kind.JALR)
-)
+K_BRANCH, K_JAL, K_JALR = (kind.value for kind in (Kind.BRANCH, Kind.JAL, Kind.JALR))
 K_LR = Kind.LR.value
 
 MAX_INSTRUCTIONS = 64

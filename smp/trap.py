@@ -11,7 +11,6 @@ from mem.regions import CLINT
 from mem.regions import MACHINE as MACHINE_RECORD
 from mem.word import ctz, select
 from smp.hart import (
-    FS,
     INTERRUPT,
     JUMP_ENTRIES,
     MACHINE,
@@ -34,7 +33,6 @@ from smp.hart import (
 )
 
 STCE = 1 << 63  # menvcfg
-EXT_SSTC_BIT = 54
 
 
 @native
@@ -226,9 +224,3 @@ def supervisor_return(h: Hart) -> None:
     h.pc = h.sepc & ~h.misaligned
     h.reservation = 0
     update_view(h)
-
-
-@native
-def fp_is_off(h: Hart) -> int:
-    """Whether mstatus.FS makes floating-point instructions illegal."""
-    return h.mstatus & FS == 0

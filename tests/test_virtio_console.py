@@ -239,6 +239,24 @@ def test_unix_takes_one_client_after_the_other(tmp_path: Path) -> None:
     Unix(path).close()
 
 
+def test_unix_keeps_its_client_for_the_next_io_process(tmp_path: Path) -> None:
+    host = Unix(str(tmp_path / "sock"))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(host.path)
+        pump(host, lambda: host.source >= 0)
+        host.output += b"unsent"
+        host.stop()
+        assert host.interest() == {host.listener.fileno(): IN}
+        host.start()
+        host.flush()
+        assert client.recv(9) == b"unsent"
+        client.send(b"more")
+        pump(host, lambda: host.input)
+        host.stop()
+        host.close()
+        assert client.recv(9) == b"", "nobody has the other end any more"
+
+
 def test_pty_prints_its_name_and_drops_what_nobody_reads(capsys: pytest.CaptureFixture[str]) -> None:
     host = open_pty("serial0")
     name = capsys.readouterr().err.split()[4]

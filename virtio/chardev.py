@@ -248,7 +248,10 @@ def save_terminal(fd: int) -> list[Any] | None:
 
 
 class Unix(FdChardev):
-    """A listening socket: one client at a time, the next when it has gone; output without a client is lost."""
+    """A listening socket: one client at a time, the next when it has gone; output without a client is lost.
+
+    A client that is there at a reset stays: its descriptor waits in `kept`, a socket pair, for the next I/O process.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(-1, -1)
@@ -259,6 +262,20 @@ class Unix(FdChardev):
         self.listener.bind(path)
         self.listener.listen(1)
         self.listener.setblocking(False)
+        self.kept = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.kept[1].setblocking(False)
+
+    def start(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            output, (client, *_), _, _ = socket.recv_fds(self.kept[1], OUTPUT_LIMIT, 1)
+            self.source = self.sink = client
+            self.output += output[1:]
+
+    def stop(self) -> None:
+        if self.source >= 0:
+            with contextlib.suppress(OSError):
+                socket.send_fds(self.kept[0], [b"+", self.output[-OUTPUT_LIMIT // 2 :]], [self.source])
+            self.ended()
 
     def interest(self) -> dict[int, int]:
         return super().interest() if self.source >= 0 else {self.listener.fileno(): IN}
@@ -282,6 +299,8 @@ class Unix(FdChardev):
         self.ended()
 
     def close(self) -> None:
+        for end in self.kept:
+            end.close()
         super().close()
         if self.listener.fileno() >= 0:
             self.listener.close()

@@ -42,12 +42,16 @@ class Stub(Layout):
 
     kind: u64
     site: u64  # end of the jump's displacement
+    more: u64  # end of another jump that comes here, or 0
     back: u64  # where it returns to
     pc: u64
     info: u64
+    segment: u64  # of the instruction
+    before: u64  # instructions of the segment in front of it
 
 
 MAX_STUBS = 256
+MAX_SEGMENTS = 80
 
 
 @layout
@@ -58,8 +62,17 @@ class Asm(Layout):
     pc: u64  # virtual pc of the instruction in hand
     ppc: u64
     page: u64  # physical page of the block
-    start: u64
+    version: u64  # of the page
+    first_pc: u64  # virtual pc of the block
+    start: u64  # where its code begins
     count: u64  # instructions so far
+    segment: u64  # number of the segment in hand: what runs whenever its first instruction does
+    begun: u64  # instructions before the segment
+    site: u64  # behind the immediate that takes the segment's instructions off the quantum
+    declined: u64  # a template leaves this instruction to the interpreter
+    ended: u64  # a template ends the block
+    word: u64  # the instruction in hand
+    number: u64  # its row
     stubs: u64
     length: u64  # bytes of the instruction in hand
     window_end: u64  # physical end of the constrained LR/SC sequence in hand
@@ -72,6 +85,7 @@ class Asm(Layout):
     call_step: u64
     decoded: Slot
     stub: list[Stub] = many(MAX_STUBS)
+    taken: list[u64] = many(MAX_SEGMENTS)  # instructions of each segment
 
 
 @layout

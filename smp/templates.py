@@ -1,21 +1,18 @@
 """The translator's templates: what a row becomes in host instructions.
 
-Each emits code for the decoded instruction in a slot; TEMPLATES says which row has which.  A result is computed in
-the host register of the guest's, or in rax and then stored.
+Each emits code for the decoded instruction in a slot; TEMPLATES says which row has which (smp/template_table.py has
+them all).  A result is computed in the host register of the guest's, or in rax and then stored.  A template may
+`decline`, or send rare cases to the interpreter's handler by `slow_step`.
 """
 
 from mem.mmu import TLB_ENTRIES, WRITE_BANK, Mmu
-from mem.native import Native, call, emitted, native, table
-from mem.regions import CODE_TABLE
+from mem.native import Native, native
+from mem.regions import CODE_TABLE, STEPS
 from mem.word import sext32
-from smp.code import Slot
+from smp.code import STEP_END, Slot, handler_of
 from smp.codecache import Asm, CodeTable
-from smp.decode import (
-    LIST,
-    emit_switch,
-)
+from smp.decode import decode_into
 from smp.hart import SINK, Hart
-from smp.row import Kind, Row
 from smp.x86 import (
     BELOW,
     EQUAL,
@@ -45,7 +42,7 @@ from smp.x86 import (
     shift_immediate,
 )
 
-LINK, FAR, LEAVE, ACCESS, FIX = range(5)  # what a stub does (smp/translate.py)
+LINK, FAR, LEAVE, ACCESS, FIX, SLOW = range(6)  # what a stub does (smp/translate.py)
 DATA = Hart.offset("mmu") + Mmu.offset("data")
 
 
@@ -298,18 +295,54 @@ def add_stub(kind: int, site: int, pc: int, info: int) -> None:
     stub = a.stub[a.stubs]
     stub.kind = kind
     stub.site = site
+    stub.more = 0
     stub.back = here()
     stub.pc = pc
     stub.info = info
+    stub.segment = a.segment
+    stub.before = a.count - a.begun
     a.stubs += 1
 
 
 @native
 def add_access(miss: int, info: int) -> None:
-    """The stub of a load or store; the instructions before it go into the upper half of its info."""
+    """The stub of a load or store."""
     a = cursor()
     short = 64 if a.length == 2 else 0
-    add_stub(ACCESS, miss, a.pc, info | short | a.count << 32)
+    add_stub(ACCESS, miss, a.pc, info | short)
+
+
+@native
+def decline() -> None:
+    """Before anything is emitted: the interpreter's handler executes this instruction."""
+    cursor().declined = 1
+
+
+@native
+def slow_step(site: int, more: int) -> None:
+    """At the end of a template: have the interpreter's handler execute the instruction when a jump to here is taken.
+
+    site, more: what jump_if or jump gave; `more` may be 0.  All guest registers must be as before the instruction.
+    """
+    a = cursor()
+    add_stub(SLOW, site, a.pc, step_slot(a.number, a.word))
+    a.stub[a.stubs - 1].more = more
+
+
+STEP_BYTES = 64
+
+
+@native
+def step_slot(number: int, word: int) -> int:
+    """A decoded slot for one instruction, the one in hand, behind which the interpreter stops."""
+    t = CodeTable.at(CODE_TABLE)
+    slot = STEPS + t.slots_used * STEP_BYTES
+    t.slots_used += 1
+    decode_into(slot, word, t.asm.pc, 0)
+    Slot.at(slot + 16).handler = handler_of(STEP_END)
+    Slot.at(slot + 32).handler = handler_of(STEP_END)
+    Slot.at(slot + 48).imm = word
+    return slot
 
 
 @native
@@ -402,23 +435,3 @@ TEMPLATES: dict[str, tuple[Native, int, int]] = {
     "lbu": (t_load, 0x0FB6, 1), "lhu": (t_load, 0x0FB7, 2), "lwu": (t_load, 0x8B, 4),
     "sb": (t_store, 0x88, 1), "sh": (t_store, 0x660089, 2), "sw": (t_store, 0x89, 4), "sd": (t_store, 0x89, 8 | WIDE),
 }  # fmt: skip
-FUNCTIONS: list[Native] = sorted({t for t, _, _ in TEMPLATES.values()}, key=lambda t: t.name)
-STEP_TEMPLATE = len(FUNCTIONS)
-
-
-def _template(row: Row) -> tuple[int, int, int]:
-    made = TEMPLATES.get(row.base or row.name)
-    return (FUNCTIONS.index(made[0]), made[1], made[2]) if made else (STEP_TEMPLATE, 0, 0)
-
-
-_CHOSEN = [_template(row) for row in LIST]
-TEMPLATE = table("u8", [t for t, _, _ in _CHOSEN])
-OP = table("u32", [op for _, op, _ in _CHOSEN])
-EXTRA = table("u16", [extra for _, _, extra in _CHOSEN])
-PURE = table("u8", [row.kind is Kind.ALU for row in LIST])
-
-
-@emitted
-def apply_template(index: int, s: Slot, op: int, extra: int) -> None:
-    """Run the row's template."""
-    emit_switch(index, len(FUNCTIONS), lambda n: call(FUNCTIONS[n], s, op, extra))  # type: ignore[arg-type]

@@ -12,10 +12,10 @@ an instruction that traps, puts the rest back.
 
 from mem.atomics import load32, store32
 from mem.native import emitted, native, ref, table, unit
-from mem.regions import CODE, CODE_ALIAS, CODE_BYTES, CODE_TABLE, STEPS, STEPS_BYTES
+from mem.regions import CODE, CODE_ALIAS, CODE_BYTES, CODE_TABLE, STEPS_BYTES
 from mem.word import I64, V, builder, lts, sext32
-from smp.code import STEP_END, Slot, handler_of
-from smp.codecache import CodeTable, Stub, enter_block
+from smp.code import Slot, handler_of
+from smp.codecache import CodeTable, Stub, enter_block, lookup
 from smp.decode import (
     CONSTRAINED_LR,
     HANDLER,
@@ -25,7 +25,6 @@ from smp.decode import (
     NO_SC,
     WINDOW,
     begins_in_window,
-    decode_into,
     emit_switch,
     find_row,
     length_of,
@@ -35,23 +34,20 @@ from smp.decode import (
 )
 from smp.hart import JUMP_ENTRIES, SINK, Hart
 from smp.row import Kind
+from smp.template_table import EXTRA, OP, PURE, STEP_TEMPLATE, TEMPLATE, apply_template
 from smp.templates import (
-    EXTRA,
     FAR,
     FIX,
     LEAVE,
     LINK,
-    OP,
-    PURE,
-    STEP_TEMPLATE,
-    TEMPLATE,
+    STEP_BYTES,
     add_stub,
-    apply_template,
     cursor,
     effective_address,
     finish,
     result,
     source,
+    step_slot,
 )
 from smp.translated import access, step_one
 from smp.x86 import (
@@ -101,7 +97,6 @@ BLOCK_ROOM = 16384  # bytes that a block and its stubs can take at most
 
 LINK_PAGE = Hart.offset("link_page")
 LEFT_FIELD, PC_FIELD, LINK_FIELD, JUMPS, ALARM = (Hart.offset(n) for n in ("left", "pc", "link", "jumps", "alarm"))
-STEP_BYTES = 64
 CONDITIONS = {"beq": EQUAL, "bne": NOT_EQUAL, "blt": LESS, "bge": NOT_LESS, "bltu": BELOW, "bgeu": NOT_BELOW}
 CONDITION = table("u8", [CONDITIONS.get(row.base or row.name, 0) for row in LIST])
 
@@ -127,11 +122,25 @@ def probe_jumps() -> None:
 
 
 @native
+def link_or_aim(site: int, target: int) -> None:
+    """Aim a jump at the block of a pc of this page: at once if it is there, else when it is first taken."""
+    a = cursor()
+    if target == a.first_pc:
+        aim(site, a.start)
+        return
+    code = lookup(a.page | target & 0xFFF, target, a.version)
+    if code:
+        aim(site, code)
+    else:
+        add_stub(LINK, site, target, 0)
+
+
+@native
 def go(target: int) -> None:
     """The end of a block: on to a known pc."""
     if same_page(target):
         align_jump(1)
-        add_stub(LINK, jump(), target, cursor().count)
+        link_or_aim(jump(), target)
     else:
         load_constant(RAX, target)
         probe_jumps()
@@ -150,14 +159,34 @@ def t_branch(s: Slot, number: int, length: int) -> int:
     a.count += 1
     backward = lts(sext32(s.imm), 0)
     if not same_page(target):
-        add_stub(FAR, jump_if(CONDITION[number]), target, a.count)
+        add_stub(FAR, jump_if(CONDITION[number]), target, 0)
     else:
-        if backward:
-            align_jump(2)
-        add_stub(LINK, jump_if(CONDITION[number]), target, a.count)
+        align_jump(2)
+        link_or_aim(jump_if(CONDITION[number]), target)
     if backward:
         go(a.pc + length)
+    else:
+        end_segment()
     return backward
+
+
+@native
+def end_segment() -> None:
+    """Say how many instructions the segment in hand has; the next one begins with the next instruction."""
+    a = cursor()
+    a.taken[a.segment] = a.count - a.begun
+    store32(a.site - 4 + CODE_ALIAS, a.count - a.begun)
+    a.segment += 1
+    a.begun = a.count
+    a.site = 0
+
+
+@native
+def begin_segment() -> None:
+    """Behind a branch that was not taken: take the next instructions off the quantum."""
+    op_reg(1, 0x81, 5, LEFT)
+    word32(0)
+    cursor().site = here()
 
 
 @native
@@ -194,27 +223,19 @@ def t_jalr(s: Slot, length: int) -> None:
 def t_step(number: int, word: int, length: int) -> None:
     """Have the interpreter's handler execute this one instruction."""
     a = cursor()
-    t = CodeTable.at(CODE_TABLE)
-    slot = STEPS + t.slots_used * STEP_BYTES
-    t.slots_used += 1
-    decode_into(slot, word, a.pc, 0)
+    slot = step_slot(number, word)
     s = Slot.at(slot)
     if number != NO_ROW:
         if KIND[number] == K_LR:
             begin_window(s, number, a.ppc)
         elif KIND[number] == K_BRANCH:
             s.handler = handler_of(HANDLER[number] + WINDOW)
-    Slot.at(slot + 16).handler = handler_of(STEP_END)
-    Slot.at(slot + 32).handler = handler_of(STEP_END)
-    Slot.at(slot + 48).imm = word
     load_constant(RAX, slot)
     load_constant(RDX, a.pc)
     byte(0xB8 | RCX)
     word32(length)
-    add_stub(FIX, here(), 0, a.count)
-    byte(0xE8)
-    word32(0)
-    aim(here(), a.call_step)
+    add_stub(FIX, here(), 0, 0)
+    call_piece(a.call_step)
     a.count += 1
 
 
@@ -249,17 +270,14 @@ def enough_room() -> int:
 
 
 @native
-def begin_block() -> int:
-    """The check at a block's entry; gives where its instruction count is to be put."""
+def begin_block() -> None:
+    """The checks at a block's entry, and its first segment."""
     op_mem(1, 0x8B, RAX, HART, ALARM)
     op_mem(0, 0x83, 7, RAX, 0)
     byte(0)
-    add_stub(LEAVE, jump_if(NOT_EQUAL), cursor().pc, 1 << 32)
-    op_reg(1, 0x81, 5, LEFT)
-    word32(0)
-    site = here()
+    add_stub(LEAVE, jump_if(NOT_EQUAL), cursor().pc, 1)
+    begin_segment()
     add_stub(LEAVE, jump_if(SIGN), cursor().pc, 0)
-    return site
 
 
 @native
@@ -268,6 +286,12 @@ def one(word: int, length: int) -> int:
     a = cursor()
     a.length = length
     number = find_row(word)
+    a.word = word
+    a.number = number
+    a.declined = 0
+    a.ended = 0
+    if a.site == 0:
+        begin_segment()
     if number == NO_ROW:
         t_step(number, word, length)
         return 1
@@ -285,14 +309,15 @@ def one(word: int, length: int) -> int:
     if kind == K_JALR:
         t_jalr(s, length)
         return 1
-    index = TEMPLATE[number]
-    if index == STEP_TEMPLATE:
+    if TEMPLATE[number] == STEP_TEMPLATE:
+        a.declined = 1
+    elif not (PURE[number] and s.rd == SINK):
+        apply_template(TEMPLATE[number], s, OP[number], EXTRA[number])
+    if a.declined:
         t_step(number, word, length)
-        return 0
-    if not (PURE[number] and s.rd == SINK):
-        apply_template(index, s, OP[number], EXTRA[number])
-    a.count += 1
-    return 0
+    else:
+        a.count += 1
+    return a.ended
 
 
 @native
@@ -317,11 +342,16 @@ def translate_block(ppc: int, vpc: int, version: int) -> int:
     a.count = 0
     a.stubs = 0
     a.window_end = 0
-    count_site = begin_block()
+    a.first_pc = vpc
+    a.version = version
+    a.segment = 0
+    a.begun = 0
+    begin_block()
     if not translate_body():
         a.out = a.start
         return 0
-    store32(count_site - 4 + CODE_ALIAS, a.count)
+    if a.site:
+        end_segment()
     emit_stubs()
     t = CodeTable.at(CODE_TABLE)
     t.blocks_made += 1
@@ -358,10 +388,9 @@ def translate_body() -> int:
 
 
 @native
-def give_back(count: int) -> None:
-    """Instructions that a block's entry took and that did not run."""
-    if count:
-        immediate(1, 0, LEFT, count)
+def not_run(stub: Stub) -> int:
+    """Instructions that the segment took off the quantum and that have not run, the stub's included."""
+    return cursor().taken[stub.segment] - stub.before
 
 
 @native
@@ -370,54 +399,63 @@ def emit_stubs() -> None:
     a = cursor()
     for index in range(a.stubs):
         stub = a.stub[index]
+        if stub.kind != FIX:
+            aim(stub.site, here())
         match stub.kind:
             case 0:
                 emit_link(stub)
             case 1:
-                aim(stub.site, here())
-                give_back(a.count - stub.info)
                 load_constant(RAX, stub.pc)
                 probe_jumps()
             case 2:
-                aim(stub.site, here())
-                give_back(0 if stub.info else a.count)
+                if stub.info == 0:
+                    immediate(1, 0, LEFT, not_run(stub))
                 load_constant(RAX, stub.pc)
                 jump_to(a.leave)
             case 3:
-                emit_access(stub, index)
+                emit_access(stub)
             case 4:
                 at = stub.site - 4 + CODE_ALIAS
-                store32(at, load32(at) | (a.count - stub.info) << 16)
+                store32(at, load32(at) | not_run(stub) << 16)
+            case 5:
+                emit_slow(stub)
 
 
 @native
 def emit_link(stub: Stub) -> None:
-    """A jump to a block of the same page that may not exist yet: patched once it does."""
-    a = cursor()
-    aim(stub.site, here())
-    site = stub.site
-    if a.count != stub.info:
-        give_back(a.count - stub.info)
-        align_jump(1)
-        site = jump()
-        aim(site, here())
+    """A jump to a block of the same page that does not exist yet: patched once it does."""
     load_constant(RAX, stub.pc)
-    load_constant(RCX, site)
-    load_constant(RDX, a.page)
-    jump_to(a.exit_link)
+    load_constant(RCX, stub.site)
+    load_constant(RDX, cursor().page)
+    jump_to(cursor().exit_link)
 
 
 @native
-def emit_access(stub: Stub, index: int) -> None:
+def emit_access(stub: Stub) -> None:
     """A load or store that missed the TLB: rax is its address."""
-    a = cursor()
-    aim(stub.site, here())
     load_constant(RDX, stub.pc)
-    load_constant(RCX, stub.info & 0xFFFF | (a.count - (stub.info >> 32)) << 16)
+    load_constant(RCX, stub.info & 0xFFFF | not_run(stub) << 16)
+    call_piece(cursor().call_access)
+    jump_to(stub.back)
+
+
+@native
+def emit_slow(stub: Stub) -> None:
+    """The interpreter's handler executes an instruction that its template can't finish."""
+    if stub.more:
+        aim(stub.more, here())
+    load_constant(RAX, stub.info)
+    load_constant(RDX, stub.pc)
+    load_constant(RCX, length_of(Slot.at(stub.info + 48).imm) | not_run(stub) << 16)
+    call_piece(cursor().call_step)
+    jump_to(stub.back)
+
+
+@native
+def call_piece(piece: int) -> None:
     byte(0xE8)
     word32(0)
-    aim(here(), a.call_access)
-    jump_to(stub.back)
+    aim(here(), piece)
 
 
 # The fixed pieces

@@ -195,7 +195,7 @@ def jump() -> int:
 def aim(site: int, target: int) -> None:
     """Make the jump that ends at `site` go to `target`.
 
-    One aligned store: another hart may be executing the jump and sees the old or the new displacement.
+    One store inside 16 aligned bytes: another hart may be executing the jump and sees the old displacement or the new.
     """
     store32(site - 4 + CODE_ALIAS, target - site)
 
@@ -207,6 +207,15 @@ def jump_to(target: int) -> None:
 
 @native
 def align_jump(opcode_bytes: int) -> None:
-    """Pad so that the displacement of the jump emitted next is aligned to 4."""
-    while (here() + opcode_bytes) & 3:
-        byte(0x90)
+    """Pad so that the displacement of the jump emitted next lies within 16 aligned bytes: `aim` is one access then."""
+    left = 16 - ((here() + opcode_bytes) & 15)
+    match left:
+        case 1:
+            byte(0x90)
+        case 2:
+            byte(0x66)
+            byte(0x90)
+        case 3:
+            byte(0x0F)
+            byte(0x1F)
+            byte(0)

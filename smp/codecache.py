@@ -97,7 +97,8 @@ class CodeTable(Layout):
     used: u64  # bytes of code
     epoch: u64  # counts fence.i on any hart
     blocks_made: u64
-    instructions: u64
+    instructions: u64  # in them
+    translate_ns: u64  # time it took to make them
     slots_used: u64
     asm: Asm
     blocks: list[Block] = many(BUCKETS)

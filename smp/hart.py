@@ -120,6 +120,9 @@ class Hart(Layout):
     interrupts: u64
     ipis: u64
     wfi_ns: u64
+    chain_misses: u64  # blocks looked up because translated code did not know where to go on
+    slow_accesses: u64  # loads and stores of translated code that missed the TLB
+    slow_steps: u64  # instructions of translated code that the interpreter's handlers executed
     pair: list[u64] = many(2)  # the old value of a quadword compare-and-swap
     tickets: list[u64] = many(MAX_HARTS)  # of the requests under way
     page_ppn: list[u64] = many(DECODED_PAGES)  # physical page held by each decoded page, or NEVER

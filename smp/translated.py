@@ -4,7 +4,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from mem.atomics import aload32, spin_lock, spin_unlock
+from mem.atomics import aload32, now_ns, spin_lock, spin_unlock
 from mem.mmu import EXECUTE, NO_FAULT, PAGE_MASK, note_large, pmp_allows, read_slow, write_slow
 from mem.native import Record, emitted, native, ref
 from mem.regions import CODE_TABLE
@@ -40,6 +40,7 @@ def access(h: Hart, va: int, pc: int, info: int) -> int:
     """
     size = info & 15
     register = info >> 8 & 63
+    h.slow_accesses += 1
     left = h.left
     h.left = left + (info >> 16)
     if info & 16:
@@ -67,6 +68,7 @@ def step_one(h: Hart, slot: int, pc: int, info: int) -> int:
     It runs with nothing left of the quantum, so that a jump comes back here; info as for `access`, and the
     instruction's length in the lowest bits.
     """
+    h.slow_steps += 1
     left = h.left
     exact = left + (info >> 16)
     h.quantum -= exact
@@ -129,7 +131,9 @@ def make_code(h: Hart, ppc: int) -> int:
     version = check_page(ppc & PAGE_MASK, h.epoch)
     code = lookup(ppc, h.pc, version)
     if code == 0 and not from_table.full:
+        started = now_ns()
         code = translate(ppc, h.pc, version)
+        from_table.translate_ns += now_ns() - started
     spin_unlock(ref(from_table.lock))
     return code
 
@@ -174,6 +178,7 @@ def run_translated(h: Hart, quantum: int) -> int:
         enter_code(h, CodeTable.at(CODE_TABLE).asm.enter, code)
         if h.link == 0:
             break
+        h.chain_misses += 1
     h.instret += quantum - h.left
     h.quantum = 0
     h.left = 0

@@ -71,6 +71,7 @@ class Asm(Layout):
     site: u64  # behind the immediate that takes the segment's instructions off the quantum
     declined: u64  # a template leaves this instruction to the interpreter
     ended: u64  # a template ends the block
+    missed: u64  # the jump taken when the access in hand misses the TLB
     word: u64  # the instruction in hand
     number: u64  # its row
     stubs: u64

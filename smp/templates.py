@@ -22,7 +22,9 @@ from smp.x86 import (
     NOT_EQUAL,
     PIN,
     R12,
+    R13,
     RAX,
+    RBP,
     RCX,
     RDX,
     aim,
@@ -38,8 +40,10 @@ from smp.x86 import (
     op_mem,
     op_reg,
     put,
+    rotated,
     shift_by,
     shift_immediate,
+    use_guest,
 )
 
 LINK, FAR, LEAVE, ACCESS, FIX, SLOW = range(6)  # what a stub does (smp/translate.py)
@@ -80,32 +84,52 @@ def source(guest: int, spare: int) -> int:
 @native
 def t_binary(s: Slot, op: int, commutes: int) -> None:
     d = result(s.rd)
-    if s.rd == s.rs2 and s.rd != s.rs1 and d != RAX:
-        if commutes:
-            op_guest(1, op, d, s.rs1)
-            return
-        get(RAX, s.rs1)
-        op_guest(1, op, RAX, s.rs2)
+    first = s.rs1
+    second = s.rs2
+    if commutes and (first == 0 or (s.rd == second and s.rd != first)):
+        first = s.rs2
+        second = s.rs1
+    if second == 0 and op in (ADD, OR, XOR, SUB):
+        get(d, first)
+    elif s.rd == second and s.rd != first and d != RAX:
+        get(RAX, first)
+        op_reg(1, op, RAX, d)
         op_reg(1, 0x8B, d, RAX)
-        return
-    get(d, s.rs1)
-    op_guest(1, op, d, s.rs2)
+    else:
+        get(d, first)
+        use_guest(1, op, d, second, RCX)
     finish(s.rd, d)
 
 
 @native
-def widen(s: Slot) -> None:
-    """rd = eax sign-extended."""
+def get_word(host: int, guest: int) -> None:
+    """The lower half of a guest register, with nothing particular above it."""
+    if PIN[guest] == IN_MEMORY or PIN[guest] == host:
+        get(host, guest)
+    else:
+        op_reg(0, 0x8B, host, PIN[guest])
+
+
+@native
+def extend(s: Slot, host: int) -> None:
+    """rd = the lower half of `host`, sign-extended."""
     d = result(s.rd)
-    op_reg(1, 0x63, d, RAX)
+    op_reg(1, 0x63, d, host)
     finish(s.rd, d)
+
+
+@native
+def word_result(s: Slot, avoid: int) -> int:
+    """Where to compute a word: rd's own register if it has one and is not the source to be read later."""
+    return RAX if s.rd == avoid and s.rd != s.rs1 else result(s.rd)
 
 
 @native
 def t_binary_word(s: Slot, op: int, extra: int) -> None:
-    get(RAX, s.rs1)
-    op_guest(0, op, RAX, s.rs2)
-    widen(s)
+    host = word_result(s, s.rs2)
+    get_word(host, s.rs1)
+    use_guest(0, op, host, s.rs2, RCX)
+    extend(s, host)
 
 
 @native
@@ -130,37 +154,46 @@ def t_addiw(s: Slot, op: int, extra: int) -> None:
     imm = sext32(s.imm)
     d = result(s.rd)
     if imm == 0:
-        op_guest(1, 0x63, d, s.rs1)
-        finish(s.rd, d)
+        extend(s, source(s.rs1, RAX))
         return
-    get(RAX, s.rs1)
-    immediate(0, 0, RAX, imm)
-    widen(s)
+    from_host = PIN[s.rs1]
+    if d != RAX and from_host not in (IN_MEMORY, R12, d):
+        op_mem(0, 0x8D, d, from_host, imm)
+    else:
+        get_word(d, s.rs1)
+        immediate(0, 0, d, imm)
+    extend(s, d)
 
 
 @native
 def t_shift_immediate(s: Slot, digit: int, wide: int) -> None:
+    d = result(s.rd)
     if wide:
-        d = result(s.rd)
         get(d, s.rs1)
         shift_immediate(1, digit, d, s.imm)
         finish(s.rd, d)
+    elif digit == SAR:
+        op_reg(1, 0x63, d, source(s.rs1, RAX))
+        shift_immediate(1, digit, d, s.imm)
+        finish(s.rd, d)
     else:
-        get(RAX, s.rs1)
-        shift_immediate(0, digit, RAX, s.imm)
-        widen(s)
+        op_reg(0, 0x8B, d, source(s.rs1, RAX))
+        shift_immediate(0, digit, d, s.imm)
+        if digit == SHL or s.imm == 0:
+            extend(s, d)
+        else:
+            finish(s.rd, d)
 
 
 @native
 def t_shift(s: Slot, prefix: int, wide: int) -> None:
     count = source(s.rs2, RCX)
+    d = result(s.rd)
+    shift_by(wide, prefix, d, source(s.rs1, RAX), count)
     if wide:
-        d = result(s.rd)
-        shift_by(1, prefix, d, s.rs1, count)
         finish(s.rd, d)
     else:
-        shift_by(0, prefix, RAX, s.rs1, count)
-        widen(s)
+        extend(s, d)
 
 
 @native
@@ -174,7 +207,7 @@ def set_if(s: Slot, condition: int) -> None:
 
 @native
 def t_compare(s: Slot, condition: int, extra: int) -> None:
-    op_guest(1, 0x3B, source(s.rs1, RAX), s.rs2)
+    use_guest(1, 0x3B, source(s.rs1, RAX), s.rs2, RCX)
     set_if(s, condition)
 
 
@@ -194,17 +227,23 @@ def t_constant(s: Slot, from_pc: int, extra: int) -> None:
 
 @native
 def t_shift_add(s: Slot, scale: int, word: int) -> None:
-    op_guest(1 - word, 0x8B, RAX, s.rs1)
-    get(RDX, s.rs2)
+    index = source(s.rs1, RAX)
+    if word:
+        op_reg(0, 0x8B, RAX, index)
+        index = RAX
+    base = source(s.rs2, RDX)
+    if base in (RBP, R13):
+        op_reg(1, 0x8B, RDX, base)
+        base = RDX
     d = result(s.rd)
-    indexed(1, 0x8D, d, RDX, RAX, scale)
+    indexed(1, 0x8D, d, base, index, scale)
     finish(s.rd, d)
 
 
 @native
 def t_unary(s: Slot, op: int, extra: int) -> None:
     d = result(s.rd)
-    op_guest(1, op, d, s.rs1)
+    use_guest(1, op, d, s.rs1, RAX)
     finish(s.rd, d)
 
 
@@ -223,14 +262,14 @@ def t_inverted(s: Slot, op: int, extra: int) -> None:
     """andn, orn, xnor: rs1 op ~rs2."""
     get(RAX, s.rs2)
     op_reg(1, 0xF7, 2, RAX)
-    op_guest(1, op, RAX, s.rs1)
+    use_guest(1, op, RAX, s.rs1, RCX)
     put(s.rd, RAX)
 
 
 @native
 def t_multiply_high(s: Slot, digit: int, extra: int) -> None:
     get(RAX, s.rs1)
-    op_guest(1, 0xF7, digit, s.rs2)
+    use_guest(1, 0xF7, digit, s.rs2, RCX)
     put(s.rd, RDX)
 
 
@@ -306,7 +345,7 @@ def add_stub(kind: int, site: int, pc: int, info: int) -> None:
 
 @native
 def add_access(miss: int, info: int) -> None:
-    """The stub of a load or store."""
+    """The stub of a load or store; from bit 16 of its info the host register that holds the address."""
     a = cursor()
     short = 64 if a.length == 2 else 0
     add_stub(ACCESS, miss, a.pc, info | short)
@@ -372,36 +411,50 @@ def probe(size: int, bank: int) -> int:
 
 
 @native
+def locate(s: Slot, size: int, bank: int) -> int:
+    """Look rs1 + imm up in the data TLB; [rdx + the register that it gives] is the place in host memory.
+
+    A miss goes to the access's stub, which must be added behind it (`add_access`).
+    """
+    a = cursor()
+    where = PIN[s.rs1]
+    if sext32(s.imm) or where == IN_MEMORY:
+        effective_address(s)
+        where = RAX
+    rotated(RCX, where, 8)
+    immediate(0, 4, RCX, (TLB_ENTRIES - 1) << 4)
+    op_mem(1, 0x03, RCX, HART, DATA)
+    op_reg(1, 0x8B, RDX, where)
+    immediate(1, 4, RDX, (0 - 4096) | (size - 1))
+    op_mem(1, 0x3B, RDX, RCX, bank)
+    a.missed = jump_if(NOT_EQUAL)
+    op_mem(1, 0x8B, RDX, RCX, bank + 8)
+    return where
+
+
+@native
 def t_load(s: Slot, op: int, extra: int) -> None:
     """extra: size, sign bit 4, wide bit 8."""
     size = extra & 15
-    effective_address(s)
-    miss = probe(size, 0)
-    op_mem(1, 0x03, RAX, RCX, 8)
+    where = locate(s, size, 0)
     d = result(s.rd)
-    op_mem(extra >> 8 & 1, op, d, RAX, 0)
+    indexed(extra >> 8 & 1, op, d, RDX, where, 0)
     if s.rd != SINK:
         finish(s.rd, d)
-    add_access(miss, size | (extra & 16) << 1 | s.rd << 8)
+    add_access(cursor().missed, size | (extra & 16) << 1 | s.rd << 8 | where << 16)
 
 
 @native
 def t_store(s: Slot, op: int, extra: int) -> None:
     size = extra & 15
-    effective_address(s)
-    miss = probe(size, WRITE_BANK)
-    op_mem(1, 0x03, RAX, RCX, WRITE_BANK + 8)
-    value = RDX
-    if size == 1 or PIN[s.rs2] == IN_MEMORY:
-        get(RDX, s.rs2)
-    else:
-        value = PIN[s.rs2]
-    op_mem(extra >> 8 & 1, op, value, RAX, 0)
-    add_access(miss, size | 16 | s.rs2 << 8)
+    where = locate(s, size, WRITE_BANK)
+    indexed(extra >> 8 & 1, op, source(s.rs2, RCX), RDX, where, 0)
+    add_access(cursor().missed, size | 16 | s.rs2 << 8 | where << 16)
 
 
 ADD, AND, OR, XOR, SUB, MUL = 0x03, 0x23, 0x0B, 0x33, 0x2B, 0x0FAF
 CMOVB, CMOVA, CMOVL, CMOVG = 0x0F42, 0x0F47, 0x0F4C, 0x0F4F
+SHL, SHR, SAR = 4, 5, 7
 WIDE = 1 << 8
 SIGNED = 16
 

@@ -79,11 +79,11 @@ from smp.x86 import (
     jump_if,
     jump_to,
     load_constant,
-    op_guest,
     op_mem,
     op_reg,
     put,
     shift_immediate,
+    use_guest,
     word32,
 )
 
@@ -155,7 +155,7 @@ def t_branch(s: Slot, number: int, length: int) -> int:
         host = source(s.rs1, RAX)
         op_reg(1, 0x85, host, host) if CONDITION[number] in (EQUAL, NOT_EQUAL) else immediate(1, 7, host, 0)
     else:
-        op_guest(1, 0x3B, source(s.rs1, RAX), s.rs2)
+        use_guest(1, 0x3B, source(s.rs1, RAX), s.rs2, RCX)
     a.count += 1
     backward = lts(sext32(s.imm), 0)
     if not same_page(target):
@@ -432,7 +432,10 @@ def emit_link(stub: Stub) -> None:
 
 @native
 def emit_access(stub: Stub) -> None:
-    """A load or store that missed the TLB: rax is its address."""
+    """A load or store that missed the TLB; `access` wants its address in rax."""
+    where = stub.info >> 16
+    if where != RAX:
+        op_reg(1, 0x8B, RAX, where)
     load_constant(RDX, stub.pc)
     load_constant(RCX, stub.info & 0xFFFF | not_run(stub) << 16)
     call_piece(cursor().call_access)

@@ -94,6 +94,20 @@ def op_guest(wide: int, opcode: int, reg: int, guest: int) -> None:
 
 
 @native
+def use_guest(wide: int, opcode: int, reg: int, guest: int, spare: int) -> None:
+    """An instruction that reads a guest register; one in memory is first loaded into `spare`.
+
+    AMD's cores rename plain loads from where a register was just stored, in no time; as an operand of another
+    instruction the same load waits for the store: 9 cycles instead of 1 in a loop.
+    """
+    host = PIN[guest]
+    if host == IN_MEMORY:
+        op_mem(1, 0x8B, spare, HART, guest * 8)
+        host = spare
+    op_reg(wide, opcode, reg, host)
+
+
+@native
 def get(host: int, guest: int) -> None:
     """mov host, guest; x0 is zero."""
     if guest == 0:
@@ -147,28 +161,34 @@ def shift_immediate(wide: int, digit: int, host: int, count: int) -> None:
 
 
 @native
-def shift_by(wide: int, prefix: int, host: int, source: int, count: int) -> None:
-    """shlx (prefix 1), sarx (2), shrx (3) host, source, count: BMI2; the source is a guest register."""
-    pinned = PIN[source]
-    base = HART if pinned == IN_MEMORY else pinned
+def rotated(host: int, source: int, count: int) -> None:
+    """rorx host, source, count: 32 bits, BMI2."""
     byte(0xC4)
-    byte((host >> 3 ^ 1) << 7 | 1 << 6 | (base >> 3 ^ 1) << 5 | 2)
+    byte((host >> 3 ^ 1) << 7 | 1 << 6 | (source >> 3 ^ 1) << 5 | 3)
+    byte(0x7B)
+    byte(0xF0)
+    byte(0xC0 | (host & 7) << 3 | source & 7)
+    byte(count)
+
+
+@native
+def shift_by(wide: int, prefix: int, host: int, source: int, count: int) -> None:
+    """shlx (prefix 1), sarx (2), shrx (3) host, source, count: BMI2."""
+    byte(0xC4)
+    byte((host >> 3 ^ 1) << 7 | 1 << 6 | (source >> 3 ^ 1) << 5 | 2)
     byte(wide << 7 | (count ^ 15) << 3 | prefix)
     byte(0xF7)
-    if pinned != IN_MEMORY:
-        byte(0xC0 | (host & 7) << 3 | pinned & 7)
-    elif source < 16:
-        byte(0x40 | (host & 7) << 3 | HART & 7)
-        byte(source * 8)
-    else:
-        byte(0x80 | (host & 7) << 3 | HART & 7)
-        word32(source * 8)
+    byte(0xC0 | (host & 7) << 3 | source & 7)
 
 
 @native
 def indexed(wide: int, opcode: int, reg: int, base: int, index: int, scale: int) -> None:
     """An instruction on a register and [base + index * 2**scale]; the base is not rbp or r13, the index not rsp."""
+    if opcode >> 16:
+        byte(opcode >> 16)
     byte(0x40 | wide << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | base >> 3)
+    if (opcode >> 8) & 0xFF:
+        byte(0x0F)
     byte(opcode)
     byte((reg & 7) << 3 | 4)
     byte(scale << 6 | (index & 7) << 3 | base & 7)

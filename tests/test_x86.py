@@ -126,6 +126,13 @@ def get_text(host: int, number: int) -> str:
     return "" if PINNED.get(number) == host else f"{{disp8}} {{load}} mov {R64[host]}, {guest(number, R64)}"
 
 
+def use_text(_: int, __: int, reg: int, number: int, spare: int) -> str:
+    """A register in memory is loaded first."""
+    if number in PINNED:
+        return f"{{load}} add {R64[reg]}, {R64[PINNED[number]]}"
+    return f"{{disp8}} {{load}} mov {R64[spare]}, [r15+{number * 8}]; {{load}} add {R64[reg]}, {R64[spare]}"
+
+
 def put_text(number: int, host: int) -> str:
     return "" if PINNED.get(number) == host else f"{{disp8}} {{store}} mov {guest(number, R64)}, {R64[host]}"
 
@@ -199,9 +206,16 @@ def other_rows() -> Iterator[Row]:
         for prefix, name in ((1, "shlx"), (2, "sarx"), (3, "shrx")):
             yield Row(
                 x86.shift_by,
-                (wide, prefix, register("host", names), values("source", range(1, 33)), register("count", names)),
-                lambda w, p, h, s, c, name=name, names=names: f"{name} {names[h]}, {guest(s, names)}, {names[c]}",
+                (wide, prefix, register("host", names), register("source", names), register("count", names)),
+                f"{name} $host, $source, $count",
             )
+    yield Row(
+        x86.rotated,
+        (register("host", R32), register("source", R32), values("count", range(32))),
+        "rorx $host, $source, $count",
+    )
+    spare = register("spare", R64, without=tuple(n for n in range(16) if n not in (0, 1, 2)))
+    yield Row(x86.use_guest, (1, 0x03, register("reg", R64), values("guest", GUESTS), spare), use_text)
     base = register("base", R64, without=(RBP, R13))
     index = register("index", R64, without=(RSP,))
     for scale in range(4):
@@ -209,6 +223,12 @@ def other_rows() -> Iterator[Row]:
             arguments = (register("reg", names), base, index, scale)
             yield Row(x86.indexed, (wide, 0x8D, *arguments), f"{{rex}} lea $reg, [$base+$index*{1 << scale}]")
             yield Row(x86.indexed, (wide, 0x8B, *arguments), f"{{rex}} {{load}} mov $reg, [$base+$index*{1 << scale}]")
+    for wide, opcode, name, regs in [(1, 0x63, "movsxd", R64), (1, 0x0FBF, "movsx", R64), *STORE_FORMS]:
+        size = {0x63: "dword ptr ", 0x0FBF: "word ptr "}.get(opcode, "")
+        text = f"{{rex}} {name} $reg, {size}[$base+$index*1]"
+        if "{store}" in name:
+            text = f"{{rex}} {name} [$base+$index*1], $reg"
+        yield Row(x86.indexed, (wide, opcode, register("reg", regs), base, index, 0), text)
     yield Row(x86.jump_if, (Pick("cc", CONDITIONS),), "{disp32} j$cc .+6")
     yield Row(x86.jump, (), "{disp32} jmp .+5")
     distance = values("distance", DISTANCES)

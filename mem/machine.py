@@ -30,6 +30,8 @@ class Machine(Layout):
     mmu_levels: u32  # 3, 4 or 5: the deepest translation satp accepts
     jit: u32  # 1 when harts run translated code
     crowded: u32  # 1 when there are more harts than host cores: spinning gives the core away
+    blocks_fd: u32  # where records of translated blocks go (smp/blocklog.py), 0 when nobody wants them
+    blocks_lost: u32  # 1 when one could not be written
     one: u64  # 1, what a kick writes
 
 

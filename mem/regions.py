@@ -25,6 +25,7 @@ UART = SHARED + 0x4_0000  # mem/uart.py
 WINDOWS = SHARED + 0x8_0000  # mem/window.py: virtio register files and the requests to the I/O process
 RESERVATIONS = SHARED + 0x10_0000  # mem/reservation.py
 LOG_LINES = SHARED + 0x18_0000  # mem/log.py: a line buffer a hart
+BLOCK_RECORD = LOG_LINES + 0x1_0000  # smp/blocklog.py: the record that is being written
 SHARED_BYTES = 0x20_0000
 WATCHED = 0x0F08_0000_0000  # mem/reservation.py: a byte for every page of RAM
 HARTS = 0x0F10_0000_0000  # smp/hart.py: a record every HART_STRIDE
@@ -40,10 +41,14 @@ CODE_BYTES = 0x800_0000
 HOST = 0x1000_0000_0000  # guest physical address 0
 
 MAP_FIXED_NOREPLACE = 0x100000
+MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.mremap.restype = ctypes.c_void_p
+_libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class RegionError(Exception):
@@ -109,16 +114,32 @@ def _shared(name: str, address: int, size: int, mapped: list[tuple[int, int]]) -
     return fd
 
 
-def open_code_cache(regions: Regions) -> None:
+def open_code_cache(regions: Regions, for_perf: bool = False) -> None:
     """Map the translator's regions too; the code is writable in one mapping and executable in the other."""
     os.close(_shared("table", CODE_TABLE, CODE_TABLE_BYTES, regions.mapped))
     os.close(_shared("steps", STEPS, STEPS_BYTES, regions.mapped))
+    if for_perf:
+        _map_code_for_perf(regions)
+        return
     fd = _shared("code", CODE + CODE_ALIAS, CODE_BYTES, regions.mapped)
     try:
         map_fixed(CODE, CODE_BYTES, fd, READ_EXECUTE)
         regions.mapped.append((CODE, CODE_BYTES))
     finally:
         os.close(fd)
+
+
+def _map_code_for_perf(regions: Regions) -> None:
+    """The code as shared memory without a file: perf takes what a memfd holds for that file's and asks no map."""
+    flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+    alias = CODE + CODE_ALIAS
+    got = _libc.mmap(alias, CODE_BYTES, READ_WRITE, flags, -1, 0)
+    # mremap(2): of a shared mapping an old size of 0 makes a second one.
+    if got != alias or _libc.mremap(alias, 0, CODE_BYTES, MREMAP_FIXED | MREMAP_MAYMOVE, CODE) != CODE:
+        raise RegionError(f"no {CODE_BYTES >> 20} MiB of shared memory for code: {os.strerror(ctypes.get_errno())}")
+    regions.mapped += [(alias, CODE_BYTES), (CODE, CODE_BYTES)]
+    if _libc.mprotect(CODE, CODE_BYTES, READ_EXECUTE):
+        raise RegionError(f"the host forbids executable memory: {os.strerror(ctypes.get_errno())}; use --engine interp")
 
 
 def open_regions(harts: int, ram_bytes: int) -> Regions:

@@ -50,7 +50,7 @@ def write_machine(config: MachineConfig, boot: Boot, supervisor_fd: int, io_fd: 
     """Fill in the machine's shared record."""
     m = machine()
     m.harts, m.ram_bytes, m.extensions = config.harts, config.ram, config.cpu.mask
-    m.log = sum(LOG_BITS[item] for item in config.log)
+    m.log = sum(LOG_BITS.get(item, 0) for item in config.log)
     m.clock_origin = py_now_ns()
     m.supervisor_fd, m.io_fd, m.log_fd, m.one = supervisor_fd, io_fd, log_fd, 1
     m.htif_tohost, m.htif_fromhost = boot.tohost or 0, boot.fromhost or 0

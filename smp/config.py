@@ -79,6 +79,12 @@ class MachineConfig:
     log_file: Path | None = None
     engine: str = "interp"
     stats: bool = False
+    perfmap: bool = False
+
+    def wants_blocks(self) -> str:
+        """The option that asks for every translated block, or ''."""
+        items = [item for item in ("in_asm", "out_asm") if item in self.log]
+        return f"-d {','.join(items)}" if items else "-perfmap" if self.perfmap else ""
 
     def block_devices(self) -> list[tuple[DriveConfig, DeviceConfig]]:
         """Every disk with its device, in the order of their slots: drives with if=virtio come first."""
@@ -96,10 +102,19 @@ def check(config: MachineConfig) -> None:
         _check_drive(drive, config.snapshot or drive.snapshot)
     _check_block_devices(config)
     _check_consoles(config)
+    _check_blocks(config)
     if config.log_file is not None:
         _check_output("-D", config.log_file)
         if not config.log:
             raise ConfigError(f"-D {config.log_file}: nothing is logged; add -d ITEMS (-d help lists them)")
+
+
+def _check_blocks(config: MachineConfig) -> None:
+    wanted = config.wants_blocks()
+    if wanted and config.engine == "interp":
+        raise ConfigError(f"{wanted}: the interpreter translates nothing; add --engine jit")
+    if wanted and "exec" in config.log:
+        raise ConfigError(f"{wanted}: with -d exec every instruction is interpreted; leave exec out")
 
 
 def _check_sizes(config: MachineConfig) -> None:

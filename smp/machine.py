@@ -18,6 +18,7 @@ import multiprocess
 from mem.machine import FAILED, RESET, end_machine, machine
 from mem.regions import RegionError, Regions, open_code_cache, open_regions
 from smp import engine
+from smp.blocktext import PERIOD, BlockText
 from smp.boot import check_engine, write_hart, write_machine, write_ram
 from smp.config import MachineConfig
 from smp.cpu import ConfigError
@@ -92,6 +93,7 @@ class Run:
     io: IoConfig
     log_fd: int
     regions: Regions | None = None
+    blocks: BlockText | None = None
     harts: list[Any] = field(default_factory=list)
     io_process: Any = None
     fds: list[int] = field(default_factory=list)
@@ -128,9 +130,11 @@ class Run:
         self.regions = open_regions(self.config.harts, self.config.ram)
         self.fds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2)]
         if self.config.engine == "jit":
-            open_code_cache(self.regions)
+            open_code_cache(self.regions, self.config.perfmap)
             prepare_cache()
         write_machine(self.config, boot, self.fds[0], self.fds[1], self.log_fd)
+        if self.config.wants_blocks():
+            self.blocks = BlockText(self.config, self.log_fd)
         write_ram(self.regions, boot)
         for number in range(self.config.harts):
             write_hart(self.config, boot, number)
@@ -152,13 +156,17 @@ class Run:
             hart = context.Process(target=run_hart_process, args=args, name=f"hart {number}")
             hart.start()
             self.harts.append(hart)
+        if self.blocks and self.config.perfmap:
+            self.blocks.open_maps([os.getpid(), *(hart.pid for hart in self.harts)])
 
     def watch(self) -> tuple[int, int]:
         """Wait for the end, orderly or not."""
         m = machine()
         everyone = [*self.harts, self.io_process]
         while not m.ending:
-            ready = wait([self.fds[0], *(p.sentinel for p in everyone)])
+            ready = wait([self.fds[0], *(p.sentinel for p in everyone)], PERIOD if self.blocks else None)
+            if self.blocks:
+                self.blocks.some()
             dead = next((p for p in everyone if p.sentinel in ready and not p.is_alive()), None)
             if dead is not None and not m.ending:
                 return self.fail(f"{dead.name} {describe(dead.exitcode)}; the machine is stopped")
@@ -207,6 +215,10 @@ class Run:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
+        if self.blocks is not None:
+            self.killed_by = 0
+            self.blocks.close(lambda: self.killed_by != 0)
+            self.blocks = None
         if self.regions is not None:
             self.regions.close()
             self.regions = None

@@ -29,6 +29,8 @@ Fields = dict[str, Any]
 LOG_ITEMS = {
     "int": "traps and interrupts that are taken",
     "exec": "every block of instructions that is entered",
+    "in_asm": "guest code of every block that is translated (with --engine jit)",
+    "out_asm": "host code of every block that is translated (with --engine jit)",
     "guest_errors": "what a guest does that no manual allows",
     "unimp": "what a guest asks for that is not there",
 }
@@ -350,6 +352,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(("accel",), "tcg|kvm|hvf", "accepted for QEMU's command lines, has no effect", read_accel),
     Option(("engine",), "interp|jit", "how instructions are executed: interpreted, or translated (x86-64 with BMI2)",
            read_engine),
+    Option(("perfmap",), "", "write /tmp/perf-PID.map for the harts' processes, from which perf names translated code",
+           flag(perfmap=True)),
     Option(("stats",), "", "print what the harts did when the machine ends", flag(stats=True)),
     Option(("config",), "FILE.toml", "read options from a file; the command line comes after it", flag()),
     Option(("version",), "", "print the version", read_version),

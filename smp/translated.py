@@ -9,6 +9,7 @@ from mem.mmu import EXECUTE, NO_FAULT, PAGE_MASK, note_large, pmp_allows, read_s
 from mem.native import Record, emitted, native, ref
 from mem.regions import CODE_TABLE
 from mem.word import I64, V, builder, raw, sext8, sext16, sext32
+from smp.blocklog import record_block
 from smp.code import fetch_page
 from smp.codecache import CodeTable, check_page, lookup, version_of
 from smp.hart import FETCH_ENTRIES, JUMP_ENTRIES, Hart
@@ -134,6 +135,8 @@ def make_code(h: Hart, ppc: int) -> int:
         started = now_ns()
         code = translate(ppc, h.pc, version)
         from_table.translate_ns += now_ns() - started
+        if code:
+            record_block(h, ppc, code)
     spin_unlock(ref(from_table.lock))
     return code
 

@@ -35,6 +35,8 @@ CODE_TABLE = 0x0F90_0000_0000  # smp/codecache.py: which blocks are translated
 CODE_TABLE_BYTES = 0x200_0000
 STEPS = 0x0F98_0000_0000  # decoded instructions that translated code has the interpreter execute
 STEPS_BYTES = 0x400_0000
+CODE_COPIES = 0x0F9C_0000_0000  # what pages of translated code held
+CODE_COPIES_BYTES = 0x400_0000
 CODE = 0x0FA0_0000_0000  # translated code, executable here ...
 CODE_ALIAS = 0x10_0000_0000  # ... and writable this far above
 CODE_BYTES = 0x800_0000
@@ -118,6 +120,7 @@ def open_code_cache(regions: Regions, for_perf: bool = False) -> None:
     """Map the translator's regions too; the code is writable in one mapping and executable in the other."""
     os.close(_shared("table", CODE_TABLE, CODE_TABLE_BYTES, regions.mapped))
     os.close(_shared("steps", STEPS, STEPS_BYTES, regions.mapped))
+    os.close(_shared("copies", CODE_COPIES, CODE_COPIES_BYTES, regions.mapped))
     if for_perf:
         _map_code_for_perf(regions)
         return

@@ -13,8 +13,8 @@ from mem.atomics import write_fd
 from mem.layout import Layout, layout, u32, u64
 from mem.machine import Machine, machine
 from mem.native import native
-from mem.regions import BLOCK_RECORD, CODE_TABLE, HOST, MACHINE
-from smp.codecache import CodeTable
+from mem.regions import BLOCK_RECORD, CODE_TABLE, MACHINE
+from smp.codecache import CodeTable, text_of
 from smp.decode import length_of, word_at
 from smp.hart import Hart
 
@@ -44,12 +44,12 @@ def append(address: int, count: int) -> None:
 
 
 @native
-def bytes_of(ppc: int, instructions: int) -> int:
+def bytes_of(text: int, instructions: int) -> int:
     """The size of so many instructions from here on."""
-    at = ppc
+    at = text
     for _ in range(instructions):
         at += length_of(word_at(at))
-    return at - ppc
+    return at - text
 
 
 @native(cold=True)
@@ -60,12 +60,12 @@ def write_record(h: Hart, ppc: int, code: int) -> None:
     record.vpc = h.pc
     record.ppc = ppc
     record.code = code
-    record.guest_bytes = bytes_of(ppc, asm.count)
+    record.guest_bytes = bytes_of(text_of(ppc), asm.count)
     record.host_bytes = asm.out - code
     record.hart = h.id
     record.privilege = h.privilege
     append(BLOCK_RECORD, BlockRecord.sizeof())
-    append(HOST + ppc, record.guest_bytes)
+    append(text_of(ppc), record.guest_bytes)
     append(code, record.host_bytes)
 
 

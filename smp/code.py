@@ -3,6 +3,8 @@
 A decoded page has a slot for every halfword; a slot holds its handler's host address and the operands.  All slots
 begin with the handler that decodes.  Pages are private to the hart and found by a direct-mapped directory; after
 fence.i a page is compared with the copy that was taken when it was set up, and only a changed one starts anew.
+Instructions are decoded from the copy, not from memory: what is decoded is then what is compared, even when a word
+was changed and changed back in between.
 """
 
 from mem import regions
@@ -27,10 +29,11 @@ from smp.hart import DECODED_PAGES, FETCH_ENTRIES, Hart
 SLOT = 16  # bytes
 SLOTS = 2048
 # Behind the last halfword lie two slots that go on to the next page: a four-byte instruction may end one halfword
-# behind the page.
-COPY = (SLOTS + 2) * SLOT + 32
-STRIDE = COPY + 4096
+# behind the page.  The 32 bytes more spread the pages' slots over the sets of the host's caches.
+STRIDE = (SLOTS + 2) * SLOT + 32
 assert STRIDE % 64 == 0
+COPIES = regions.DECODED + (DECODED_PAGES * STRIDE + 4095 & ~4095)  # a page-aligned copy for each decoded page
+DECODED_BYTES = COPIES + DECODED_PAGES * 4096 - regions.DECODED
 
 
 @layout
@@ -55,10 +58,10 @@ def page_index(slot: int) -> int:
 
 
 @native
-def slot_address(h: Hart, slot: int) -> int:
-    """Physical address of the instruction in a slot."""
+def slot_text(slot: int) -> int:
+    """Host address, in the page's copy, of the instruction in a slot."""
     index = page_index(slot)
-    return (h.page_ppn[index] << 12) + (slot - regions.DECODED - index * STRIDE) // SLOT * 2
+    return COPIES + index * 4096 + (slot - regions.DECODED - index * STRIDE) // SLOT * 2
 
 
 @native
@@ -66,13 +69,13 @@ def current_word(h: Hart) -> int:
     """The bits of the instruction in hand (`h.slot`), for mtval."""
     if h.slot - regions.STEPS < regions.STEPS_BYTES:
         return Slot.at(h.slot + 48).imm
-    pa = slot_address(h, h.slot)
-    low = load16(HOST + pa)
+    text = slot_text(h.slot)
+    low = load16(text)
     if low & 3 != 3:
         return low
-    if pa & 0xFFF == 0xFFE:
+    if text & 0xFFF == 0xFFE:
         return h.straddle_word
-    return low | load16(HOST + pa + 2) << 16
+    return low | load16(text + 2) << 16
 
 
 @emitted
@@ -95,7 +98,7 @@ def reset_page(h: Hart, index: int, ppn: int) -> None:
         store64(base + i * SLOT, decode)
     store64(base + SLOTS * SLOT, handler_of(PAGE_END))
     store64(base + (SLOTS + 1) * SLOT, handler_of(PAGE_END))
-    memory_copy(base + COPY, HOST + (ppn << 12), 4096)
+    memory_copy(COPIES + index * 4096, HOST + (ppn << 12), 4096)
     h.page_ppn[index] = ppn
     h.page_generation[index] = h.generation
 
@@ -110,7 +113,7 @@ def decoded_page(h: Hart, ppn: int) -> int:
         forget_base(h, base)
         reset_page(h, index, ppn)
     elif h.page_generation[index] != h.generation:
-        if memory_compare(base + COPY, HOST + (ppn << 12), 4096):
+        if memory_compare(COPIES + index * 4096, HOST + (ppn << 12), 4096):
             reset_page(h, index, ppn)
         h.page_generation[index] = h.generation
     return base

@@ -9,11 +9,12 @@ more is translated and the interpreter runs what is new.
 from mem.atomics import aload64, astore64, fetch_add64, memory_compare, memory_copy
 from mem.layout import Layout, layout, many, u32, u64
 from mem.native import native, ref
-from mem.regions import CODE_TABLE, HOST
+from mem.regions import CODE_COPIES, CODE_COPIES_BYTES, CODE_TABLE, HOST
 from smp.code import Slot
 
 BUCKETS = 1 << 16
-PAGES = 1 << 12  # code pages tracked; a power of two
+PAGES = CODE_COPIES_BYTES >> 12  # code pages tracked; a power of two
+PAGE_WAYS = 4  # records that a page may have
 
 
 @layout
@@ -28,12 +29,11 @@ class Block(Layout):
 
 @layout
 class CodePage(Layout):
-    """A physical page that has translated code, and what it held then."""
+    """A physical page that has translated code; what it held then lies at `CODE_COPIES`."""
 
     page: u64  # physical address; 0 when free
-    version: u64  # counts the contents seen
+    version: u64  # of its contents; no two contents of any page have the same
     checked: u64  # the epoch in which the copy was last compared with memory
-    copy: list[u64] = many(512)
 
 
 @layout
@@ -60,7 +60,7 @@ class Asm(Layout):
 
     out: u64  # executable address of the next byte
     pc: u64  # virtual pc of the instruction in hand
-    ppc: u64
+    text: u64  # where its bytes are read: in the copy of its page
     page: u64  # physical page of the block
     version: u64  # of the page
     first_pc: u64  # virtual pc of the block
@@ -76,7 +76,7 @@ class Asm(Layout):
     number: u64  # its row
     stubs: u64
     length: u64  # bytes of the instruction in hand
-    window_end: u64  # physical end of the constrained LR/SC sequence in hand
+    window_end: u64  # end, as `text`, of the constrained LR/SC sequence in hand
     enter: u64  # the fixed pieces
     exit: u64
     exit_link: u64
@@ -101,6 +101,7 @@ class CodeTable(Layout):
     instructions: u64  # in them
     translate_ns: u64  # time it took to make them
     slots_used: u64
+    versions: u64  # the last given to a page's contents
     asm: Asm
     blocks: list[Block] = many(BUCKETS)
     pages: list[CodePage] = many(PAGES)
@@ -118,40 +119,84 @@ def next_epoch() -> int:
 
 
 @native
-def page_record(page: int) -> CodePage:
-    """The record of a physical page, or that of another page in its place."""
-    return CodePage.at(ref(table().pages[(page >> 12) & (PAGES - 1)]))
+def first_record(page: int) -> int:
+    """Index of the first of the records that a page may have."""
+    number = page >> 12
+    return ((number ^ number >> 12) * PAGE_WAYS) & (PAGES - 1)
 
 
 @native
-def take_copy(record: CodePage, page: int) -> None:
+def page_record(page: int) -> int:
+    """Address of the page's record, or 0."""
+    first = first_record(page)
+    for way in range(PAGE_WAYS):
+        at = ref(table().pages[first + way])
+        if aload64(ref(CodePage.at(at).page)) == page:
+            return at
+    return 0
+
+
+@native
+def new_record(page: int) -> int:
+    """Address of a record for a page that has none: a free one, or one taken from another page."""
+    first = first_record(page)
+    for way in range(PAGE_WAYS):
+        at = ref(table().pages[first + way])
+        if CodePage.at(at).page == 0:
+            return at
+    return ref(table().pages[first + table().versions % PAGE_WAYS])
+
+
+@native
+def copy_of(record: int) -> int:
+    """Host address of the copy that belongs to a record."""
+    return CODE_COPIES + (record - ref(table().pages)) // CodePage.sizeof() * 4096
+
+
+@native
+def text_of(ppc: int) -> int:
+    """Host address, in the copy of its page, of an instruction.  Under the lock, when the page has a record."""
+    return copy_of(page_record(ppc & ~0xFFF)) + (ppc & 0xFFF)
+
+
+@native
+def take_copy(at: int, page: int) -> None:
     """Start anew with the page's present contents.  Under the lock."""
-    epoch = aload64(ref(table().epoch))
+    record = CodePage.at(at)
+    t = table()
+    epoch = aload64(ref(t.epoch))
     astore64(ref(record.page), page)
-    memory_copy(ref(record.copy), HOST + page, 4096)
-    record.version = record.version + 1
+    memory_copy(copy_of(at), HOST + page, 4096)
+    t.versions += 1
+    astore64(ref(record.version), t.versions)
     astore64(ref(record.checked), epoch)
 
 
 @native
 def version_of(page: int, need: int) -> int:
-    """The version of the page's contents if they were compared in epoch `need` or later, else 0.  No lock."""
-    record = page_record(page)
-    if aload64(ref(record.page)) != page or aload64(ref(record.checked)) < need:
+    """The version of the page's contents if they were compared in epoch `need` or later, else 0.  No lock.
+
+    The record may be given to another page meanwhile: then the version is one that no block of this page has.
+    """
+    at = page_record(page)
+    record = CodePage.at(at)
+    if at == 0 or aload64(ref(record.checked)) < need:
         return 0
-    return record.version
+    return aload64(ref(record.version))
 
 
 @native
 def check_page(page: int, need: int) -> int:
     """The version of the page's contents, compared with memory if the last time was before `need`.  Under the lock."""
-    record = page_record(page)
-    if record.page != page:
-        take_copy(record, page)
-    elif record.checked < need:
+    at = page_record(page)
+    if at == 0:
+        at = new_record(page)
+        take_copy(at, page)
+    record = CodePage.at(at)
+    if record.checked < need:
         epoch = aload64(ref(table().epoch))
-        if memory_compare(ref(record.copy), HOST + page, 4096):
-            take_copy(record, page)
+        if memory_compare(copy_of(at), HOST + page, 4096):
+            take_copy(at, page)
         else:
             astore64(ref(record.checked), epoch)
     return record.version

@@ -6,9 +6,8 @@ from typing import Any
 import smp.rows  # noqa: F401  (declares all rows)
 from mem.atomics import load16
 from mem.native import call, emitted, native, store, table
-from mem.regions import HOST
 from mem.word import I64, V, builder, const, raw, sext32, sra
-from smp.code import ILLEGAL_HANDLER, SPECIAL_HANDLERS, STRADDLE, Slot, extensions, handler_of, slot_address
+from smp.code import ILLEGAL_HANDLER, SPECIAL_HANDLERS, STRADDLE, Slot, extensions, handler_of, slot_text
 from smp.hart import SINK, Hart
 from smp.row import ROWS, Field, Kind, Row
 
@@ -264,23 +263,23 @@ def is_near(pc: int, imm: int) -> int:
 
 
 @native
-def word_at(pa: int) -> int:
-    """The instruction bits at a physical address, not looking beyond its page."""
-    low = load16(HOST + pa)
-    if low & 3 != 3 or pa & 0xFFF == 0xFFE:
+def word_at(text: int) -> int:
+    """The instruction bits at a host address (in the copy of a page), not looking beyond its page."""
+    low = load16(text)
+    if low & 3 != 3 or text & 0xFFF == 0xFFE:
         return low
-    return low | load16(HOST + pa + 2) << 16
+    return low | load16(text + 2) << 16
 
 
 @native
-def sequence_end(pa: int) -> int:
+def sequence_end(text: int) -> int:
     """Bytes from an LR to the SC that ends its constrained sequence, NO_SC if it ends in a wait, or 0.
 
     Only register arithmetic and conditional branches may lie between, all on one page, at most WINDOW_LIMIT.
     """
-    at = pa + 4
+    at = text + 4
     for _ in range(WINDOW_LIMIT):
-        if (at ^ pa) >> 12 or at & 0xFFF == 0xFFE:
+        if (at ^ text) >> 12 or at & 0xFFF == 0xFFE:
             return 0
         word = word_at(at)
         number = find_row(word)
@@ -289,7 +288,7 @@ def sequence_end(pa: int) -> int:
         kind = KIND[number]
         if kind == K_SC:
             # Of the LR's size: a narrower swap would not compare all that the LR has read.
-            return 0 if (word ^ word_at(pa)) & FUNCT3 else at - pa
+            return 0 if (word ^ word_at(text)) & FUNCT3 else at - text
         if number == WAITS[0] or number == WAITS[1]:
             return NO_SC
         if kind != K_ALU and kind != K_BRANCH:
@@ -299,34 +298,34 @@ def sequence_end(pa: int) -> int:
 
 
 @native
-def begins_in_window(pa: int, length: int, target: int) -> int:
+def begins_in_window(text: int, length: int, target: int) -> int:
     """Whether an instruction of the constrained sequence, or its SC, begins `target` bytes behind the LR."""
     at = 0
     while at < length:
         if at == target:
             return 1
-        at += length_of(word_at(pa + at))
+        at += length_of(word_at(text + at))
     return target == length
 
 
 @native
-def mark_window(slot: int, pa: int, length: int) -> None:
+def mark_window(slot: int, text: int, length: int) -> None:
     """Decode the branches of a constrained sequence so that one taken out of it ends it."""
     at = 4
     while at < length:
-        word = word_at(pa + at)
+        word = word_at(text + at)
         number = find_row(word)
         if KIND[number] == K_BRANCH:
             inner = slot + at * 8
             put_operands(number, word, inner)
-            stays = begins_in_window(pa, length, at + sext32(Slot.at(inner).imm))
+            stays = begins_in_window(text, length, at + sext32(Slot.at(inner).imm))
             Slot.at(inner).handler = handler_of(HANDLER[number] + (NEAR if stays else WINDOW))
         at += length_of(word)
 
 
 @native
-def decode_into(slot: int, word: int, pc: int, pa: int) -> None:
-    """Fill a slot from an instruction word; `pa` is 0 when the instruction crosses a page."""
+def decode_into(slot: int, word: int, pc: int, text: int) -> None:
+    """Fill a slot from an instruction word; `text` is where it was read, 0 when it crosses a page."""
     s = Slot.at(slot)
     number = find_row(word)
     if number == NO_ROW:
@@ -337,33 +336,33 @@ def decode_into(slot: int, word: int, pc: int, pa: int) -> None:
     handler = HANDLER[number]
     kind = KIND[number]
     if kind in (K_BRANCH, K_JAL):
-        if pa and is_near(pc, sext32(s.imm)):
+        if text and is_near(pc, sext32(s.imm)):
             handler += NEAR
-    elif kind == K_LR and pa:
-        length = sequence_end(pa)
+    elif kind == K_LR and text:
+        length = sequence_end(text)
         if length:
             s.imm = length
             handler += CONSTRAINED_LR
-            mark_window(slot, pa, length)
+            mark_window(slot, text, length)
     s.handler = handler_of(handler)
 
 
 @native
 def decode_slot(h: Hart, slot: int, pc: int) -> int:
     """Decode the instruction of a slot that runs for the first time; gives its handler."""
-    pa = slot_address(h, slot)
-    low = load16(HOST + pa)
-    if low & 3 == 3 and pa & 0xFFF == 0xFFE:
+    text = slot_text(slot)
+    low = load16(text)
+    if low & 3 == 3 and text & 0xFFF == 0xFFE:
         Slot.at(slot).handler = handler_of(STRADDLE)
     else:
-        decode_into(slot, word_at(pa), pc, pa)
+        decode_into(slot, word_at(text), pc, text)
     return Slot.at(slot).handler
 
 
 @native
 def decode_straddling(h: Hart, slot: int, pc: int, high: int) -> int:
     """Decode an instruction that crosses a page, anew each time: its second half may be another page's."""
-    word = load16(HOST + slot_address(h, slot)) | high << 16
+    word = load16(slot_text(slot)) | high << 16
     h.straddle_word = word
     decode_into(slot, word, pc, 0)
     handler = Slot.at(slot).handler

@@ -6,8 +6,8 @@ import signal
 from typing import NoReturn
 
 from mem.regions import DECODED, HART_STRIDE, HARTS, map_fixed
-from smp.code import STRIDE
-from smp.hart import DECODED_PAGES, INTERRUPT, STOPPED, Hart, hart_record
+from smp.code import DECODED_BYTES
+from smp.hart import INTERRUPT, STOPPED, Hart, hart_record
 from smp.loop import run_hart
 
 PR_SET_PDEATHSIG = 1
@@ -27,7 +27,7 @@ def run_hart_process(number: int, supervisor: int, log_fd: int) -> NoReturn:
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGTTOU, signal.SIGPIPE):
         signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    map_fixed(DECODED, DECODED_PAGES * STRIDE)
+    map_fixed(DECODED, DECODED_BYTES)
     h = hart_record(number)
     address = HARTS + number * HART_STRIDE
     while run_hart.unlocked(address) != STOPPED:

@@ -15,7 +15,7 @@ from mem.native import emitted, native, ref, table, unit
 from mem.regions import CODE, CODE_ALIAS, CODE_BYTES, CODE_TABLE, STEPS_BYTES
 from mem.word import I64, V, builder, lts, sext32
 from smp.code import Slot, handler_of
-from smp.codecache import CodeTable, Stub, enter_block, lookup
+from smp.codecache import CodeTable, Stub, enter_block, lookup, text_of
 from smp.decode import (
     CONSTRAINED_LR,
     HANDLER,
@@ -227,7 +227,7 @@ def t_step(number: int, word: int, length: int) -> None:
     s = Slot.at(slot)
     if number != NO_ROW:
         if KIND[number] == K_LR:
-            begin_window(s, number, a.ppc)
+            begin_window(s, number, a.text)
         elif KIND[number] == K_BRANCH:
             s.handler = handler_of(HANDLER[number] + WINDOW)
     load_constant(RAX, slot)
@@ -240,21 +240,21 @@ def t_step(number: int, word: int, length: int) -> None:
 
 
 @native
-def begin_window(s: Slot, number: int, ppc: int) -> None:
+def begin_window(s: Slot, number: int, text: int) -> None:
     """An LR of a constrained sequence all of whose branches lead out of it; others are watched."""
-    length = sequence_end(ppc)
+    length = sequence_end(text)
     if length == 0:
         return
     if length != NO_SC:
         at = 4
         while at < length:
-            word = word_at(ppc + at)
+            word = word_at(text + at)
             if KIND[find_row(word)] == K_BRANCH:
                 put_operands(number, word, ref(cursor().decoded))
-                if begins_in_window(ppc, length, at + sext32(cursor().decoded.imm)):
+                if begins_in_window(text, length, at + sext32(cursor().decoded.imm)):
                     return
             at += length_of(word)
-        cursor().window_end = ppc + length
+        cursor().window_end = text + length
     s.imm = length
     s.handler = handler_of(HANDLER[number] + CONSTRAINED_LR)
 
@@ -299,7 +299,7 @@ def one(word: int, length: int) -> int:
     put_operands(number, word, ref(a.decoded))
     kind = KIND[number]
     if kind == K_BRANCH:
-        if a.ppc < a.window_end:
+        if a.text < a.window_end:
             t_step(number, word, length)
             return 0
         return t_branch(s, number, length)
@@ -337,8 +337,8 @@ def translate_block(ppc: int, vpc: int, version: int) -> int:
         byte(0x90)
     a.start = here()
     a.pc = vpc
-    a.ppc = ppc
     a.page = ppc & ~0xFFF
+    a.text = text_of(ppc)
     a.count = 0
     a.stubs = 0
     a.window_end = 0
@@ -366,17 +366,17 @@ def translate_body() -> int:
     """All instructions of the block; 0 when not even the first can be translated (it crosses the page)."""
     a = cursor()
     while True:
-        word = word_at(a.ppc)
+        word = word_at(a.text)
         length = length_of(word)
-        if a.ppc & 0xFFF == 0xFFE and length == 4:
+        if a.text & 0xFFF == 0xFFE and length == 4:
             break
         if a.count > MAX_INSTRUCTIONS - WINDOW_ROOM and is_lr(word):
             break
         if one(word, length):
             return 1
         a.pc += length
-        a.ppc += length
-        if a.ppc & 0xFFF == 0 or a.count >= MAX_INSTRUCTIONS:
+        a.text += length
+        if a.text & 0xFFF == 0 or a.count >= MAX_INSTRUCTIONS:
             break
     if a.count == 0:
         return 0

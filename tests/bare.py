@@ -17,10 +17,10 @@ from mem.regions import Regions, map_fixed, unmap
 from smp import engine
 from smp.alarm import fence_i
 from smp.boot import write_hart, write_machine
-from smp.code import STRIDE
+from smp.code import DECODED_BYTES
 from smp.config import MachineConfig
 from smp.cpu import CpuConfig, parse_cpu
-from smp.hart import DECODED_PAGES, FS, Hart, hart_record
+from smp.hart import FS, Hart, hart_record
 from smp.interpreter import run_quantum
 from smp.row import ROWS
 from smp.translate import prepare_cache
@@ -168,8 +168,8 @@ def bare_machine(harts: int = 1, ram: int = RAM_BYTES, cpu: str = "rv64", runs: 
         if runs == "jit":
             regions.open_code_cache(opened)
             prepare_cache()
-        map_fixed(regions.DECODED, DECODED_PAGES * STRIDE)
+        map_fixed(regions.DECODED, DECODED_BYTES)
         yield Bare(opened, config)
     finally:
-        unmap(regions.DECODED, DECODED_PAGES * STRIDE)
+        unmap(regions.DECODED, DECODED_BYTES)
         opened.close()

@@ -154,9 +154,9 @@ def count_to(value: int) -> Instruction:
 def test_changed_code_runs_after_fence_i(bare: Bare) -> None:
     place = RAM_BASE + 0x40
     bare.put(place, count_to(1), i("ebreak"))
+    bare.put(RAM_BASE, i("sw", rs1=A1, rs2=A2), i("fence.i"), i("jalr", rs1=A1))
     assert bare.run(place).cause == EBREAK and bare.h.x[A0] == 1
     bare.h.x[A1], bare.h.x[A2] = place, int.from_bytes(encode(count_to(2)), "little")
-    bare.put(RAM_BASE, i("sw", rs1=A1, rs2=A2), i("fence.i"), i("jalr", rs1=A1))
     assert bare.run(RAM_BASE).pc == place + 4 and bare.h.x[A0] == 2
 
 

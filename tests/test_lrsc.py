@@ -13,6 +13,7 @@ from mem import regions
 from mem.machine import is_ending, machine
 from mem.mailbox import ALARM_STOP
 from mem.mailbox import alarm as ring
+from mem.regions import HOST
 from mem.reservation import ARMED, LET_GO_NS, NONE, Reservations, dma_wrote
 from smp.decode import NO_SC, WINDOW_LIMIT, sequence_end
 from smp.loop import run_hart
@@ -80,23 +81,23 @@ def test_only_register_arithmetic_and_branches_are_constrained(
     harts.put(CODE, LR, *between, SC)
     length = 4 + len(encode(*between))
     inner = any(isinstance(item, tuple) and item[0].startswith("lr") for item in between)
-    assert sequence_end(CODE) == (length if ends and not inner else 0)
+    assert sequence_end(HOST + CODE) == (length if ends and not inner else 0)
 
 
 def test_a_sequence_ends_at_its_page_or_in_a_wait(harts: Bare) -> None:
     harts.put(CODE, LR, i("wrs.sto"), SC)
-    assert sequence_end(CODE) == NO_SC == 1
+    assert sequence_end(HOST + CODE) == NO_SC == 1
     harts.put(CODE + PAGE - 8, LR, SC)
-    assert sequence_end(CODE + PAGE - 8) == 4
+    assert sequence_end(HOST + CODE + PAGE - 8) == 4
     for at in (CODE + PAGE - 4, CODE + PAGE - 6):
         harts.put(at, LR, SC)
-        assert sequence_end(at) == 0
+        assert sequence_end(HOST + at) == 0
 
 
 def test_an_sc_of_another_size_is_no_end(harts: Bare) -> None:
     for load, store, length in (("w", "d", 0), ("d", "w", 0), ("w", "w", 4)):
         harts.put(CODE, ROWS[f"lr.{load}"].encode(rd=T0, rs1=A0), ROWS[f"sc.{store}"].encode(rd=T1, rs1=A0, rs2=T0))
-        assert sequence_end(CODE) == length
+        assert sequence_end(HOST + CODE) == length
 
 
 def test_lr_d_with_sc_w_stores_just_when_it_says_so(harts: Bare) -> None:
@@ -186,6 +187,7 @@ def test_another_harts_store_breaks_it(harts: Bare, instruction: Instruction, br
     """Also one that leaves the value as it was (ABA)."""
     conditional = reserve(harts)
     other = harts.put(CODE + 0x800, instruction, i("ebreak"))
+    harts.forget_code()
     reservations = Reservations.at(regions.RESERVATIONS)
     # This hart acts as number 1: what it reserved is number 0's.
     harts.h.id = harts.h.mmu.hart = 1
@@ -198,6 +200,7 @@ def test_another_harts_store_breaks_it(harts: Bare, instruction: Instruction, br
 def test_its_own_stores_do_not_break_it(harts: Bare) -> None:
     conditional = reserve(harts)
     harts.put(CODE + 0x800, i("sd", rs1=A0, rs2=A0), i("ebreak"))
+    harts.forget_code()
     harts.run(CODE + 0x800)
     assert conditional() == 0
 
@@ -209,6 +212,7 @@ def test_a_watched_page_is_let_go_after_a_while(harts: Bare) -> None:
     assert mark[0] == ARMED and reservations.watched == 1
     assert conditional() == 0 and mark[0] == ARMED
     harts.put(CODE + 0x800, i("sd", rs1=A0, rs2=0, imm=64), i("ebreak"))
+    harts.forget_code()
     harts.run(CODE + 0x800)
     assert mark[0] == ARMED
     time.sleep(LET_GO_NS / 1e9 * 1.5)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mem.machine import machine
 from mem.mmu import NO_FAULT, cached, pmp_allows, read_slow, translate, write_slow
 from mem.word import MASK64
-from smp.code import enter, slot_address
+from smp.code import enter, page_index, slot_text
 from smp.cpu import EXT_PMP, EXT_SVNAPOT, parse_cpu
 from smp.csr import write_satp
 from smp.hart import FS, MACHINE, MPP_SHIFT, MPRV, MXR, SUM, SUPERVISOR, USER, Hart
@@ -29,6 +29,13 @@ TABLES, TARGETS, CODE = RAM_BASE + 0x10_0000, RAM_BASE + 0x40_0000, RAM_BASE
 HOLE = 0x4000_0000  # neither RAM nor a device
 X_ADDRESS, X_VALUE = 10, 11
 ALL_MEMORY = (0x1F, (1 << 54) - 1)
+
+
+def slot_address(h: Any, slot: int) -> int:
+    """Physical address of the instruction in a slot."""
+    return int(h.page_ppn[page_index(slot)] * PAGE + slot_text(slot) % PAGE)
+
+
 BREAKPOINT = 3
 
 

@@ -76,6 +76,24 @@ static void data_beside(void) {
   EQ(8, count(beside, ROUNDS), 2 * ROUNDS);
 }
 
+/* A word that is changed and changed back between two fence.i, and fetched in between: it may then run as either, but
+ * after the second fence.i only as what it is. */
+static void there_and_back(void) {
+  u32 *at = &code[320];
+  for (u32 i = 0; i < 64; i++, at += 4) {
+    at[0] = addi_a0(1);
+    at[1] = at[2] = 0x00008067;
+    fence_i();
+    call(&at[1]); /* the page is known, this word is not */
+    STORE(&at[0], addi_a0(2));
+    u64 got = call(at);
+    CHECK(9, got == 1 || got == 2);
+    STORE(&at[0], addi_a0(1));
+    fence_i();
+    EQ(10, call(at), 1);
+  }
+}
+
 void hart_main(u64 hart, u64 n) {
   (void)n;
   if (hart) return;
@@ -84,4 +102,5 @@ void hart_main(u64 hart, u64 n) {
   across_pages();
   other_widths();
   data_beside();
+  there_and_back();
 }

@@ -19,7 +19,9 @@ PINNED = {2: RBX, 8: RBP, 9: R12, 10: RSI, 11: RDI, 12: R8, 13: R9, 14: R10, 15:
 PIN = table("u8", [PINNED.get(g, IN_MEMORY) for g in range(64)])
 
 # Condition codes, as in Jcc and SETcc.
-BELOW, NOT_BELOW, EQUAL, NOT_EQUAL, SIGN, LESS, NOT_LESS = 2, 3, 4, 5, 8, 12, 13
+OVERFLOW, BELOW, NOT_BELOW, EQUAL, NOT_EQUAL, ABOVE, SIGN, PARITY, NOT_PARITY, LESS, NOT_LESS = (
+    0, 2, 3, 4, 5, 7, 8, 10, 11, 12, 13
+)  # fmt: skip
 X_OFFSET = Hart.offset("x")
 assert X_OFFSET == 0
 

@@ -19,7 +19,7 @@ from bare import bare_machine
 
 from mem.native import Native
 from mem.regions import CODE, CODE_ALIAS, CODE_TABLE
-from smp import x86
+from smp import x86, x86_sse
 from smp.codecache import CodeTable
 from smp.x86 import HART, IN_MEMORY, PINNED
 
@@ -30,6 +30,7 @@ R32 = ["eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi", *(f"r{n}d" for n 
 R16 = ["ax", "cx", "dx", "bx", "sp", "bp", "si", "di", *(f"r{n}w" for n in range(8, 16))]
 # Without REX 4 to 7 are ah to bh as bytes: the translator uses none of them.
 R8 = ["al", "cl", "dl", "bl", None, None, None, None, *(f"r{n}b" for n in range(8, 16))]
+XMM = [f"xmm{n}" for n in range(16)]
 RSP, RBP, R12, R13 = 4, 5, 12, 13
 
 DISPLACEMENTS = (-(1 << 31), -129, -128, -1, 0, 1, 127, 128, (1 << 31) - 1)
@@ -174,6 +175,7 @@ def rows() -> Iterator[Row]:
     yield Row(x86.load_constant, (register("host", R64), values("value", CONSTANTS)), constant_text)
     yield from immediate_rows()
     yield from other_rows()
+    yield from sse_rows()
 
 
 def immediate_rows() -> Iterator[Row]:
@@ -236,9 +238,54 @@ def other_rows() -> Iterator[Row]:
     yield Row(aimed_jump, (distance,), "{disp32} jmp .+5+$distance")
 
 
+SCALAR = [("sd", "qword ptr"), ("ss", "dword ptr")]
+THREE_OPERANDS = [
+    ("add", x86_sse.ADD), ("mul", x86_sse.MUL), ("sub", x86_sse.SUB), ("min", x86_sse.MIN), ("div", x86_sse.DIV),
+    ("max", x86_sse.MAX), ("sqrt", x86_sse.SQRT), ("fmadd213", x86_sse.FMADD), ("fmsub213", x86_sse.FMSUB),
+    ("fnmadd213", x86_sse.FNMADD), ("fnmsub213", x86_sse.FNMSUB),
+]  # fmt: skip
+
+
+def sse_rows() -> Iterator[Row]:
+    reg, left, rm = register("reg", XMM), register("left", XMM), register("rm", XMM)
+    far = values("disp", (0, 128, -129))
+    for single, (letters, size) in enumerate(SCALAR):
+        for name, forms in THREE_OPERANDS:
+            yield from sse_row(f"v{name}{letters}", forms[single], size, reg, left, rm)
+        yield from sse_row(f"vcvt{letters}2{SCALAR[1 - single][0]}", x86_sse.CONVERT[single], size, reg, left, rm)
+        for name, forms in ((f"ucomi{letters}", x86_sse.UNORDERED), (f"comi{letters}", x86_sse.ORDERED)):
+            yield Row(x86_sse.vex_reg, (forms[single], reg, 0, rm), f"v{name} $reg, $rm")
+            yield Row(
+                x86_sse.vex_mem, (forms[single], reg, 0, BASE, far), f"{{disp8}} v{name} $reg, {size} [$base$disp]"
+            )
+        load, store = x86_sse.LOAD[single], x86_sse.STORE[single]
+        yield Row(x86_sse.vex_mem, (load, reg, 0, BASE, DISP), f"{{disp8}} vmov{letters} $reg, {size} [$base$disp]")
+        yield Row(x86_sse.vex_mem, (store, reg, 0, BASE, DISP), f"{{disp8}} vmov{letters} {size} [$base$disp], $reg")
+        for wide, names, int_size in ((0, R32, "dword ptr"), (x86_sse.WIDE_FORM, R64, "qword ptr")):
+            from_int, whole, other = x86_sse.FROM_INT[single] | wide, register("reg", names), register("rm", names)
+            yield from sse_row(f"vcvtsi2{letters}", from_int, int_size, reg, left, other)
+            for name, forms in ((f"vcvt{letters}2si", x86_sse.TO_INT), (f"vcvtt{letters}2si", x86_sse.TO_INT_RTZ)):
+                to_int = forms[single] | wide
+                yield Row(x86_sse.vex_reg, (to_int, whole, 0, rm), f"{name} $reg, $rm")
+                yield Row(x86_sse.vex_mem, (to_int, whole, 0, BASE, far), f"{{disp8}} {name} $reg, {size} [$base$disp]")
+    for name, form in (("vorps", x86_sse.OR_BITS), ("vandps", x86_sse.AND_BITS), ("vxorps", x86_sse.XOR_BITS)):
+        yield Row(x86_sse.vex_reg, (form, reg, left, rm), f"{{load}} {name} $reg, $left, $rm")
+    offset = values("disp", (0, 127, 128, 4096))
+    yield Row(x86_sse.load_mxcsr, (offset,), "{disp8} ldmxcsr [r15$disp]")
+    yield Row(x86_sse.store_mxcsr, (offset,), "{disp8} stmxcsr [r15$disp]")
+
+
+def sse_row(name: str, form: int, size: str, reg: Pick, left: Pick, rm: Pick) -> Iterator[Row]:
+    """An instruction of three operands, the last in a register and in memory."""
+    few = register("base", R64, without=tuple(n for n in range(16) if n not in (0, 5, 7, 8, 13, 15)))
+    far = values("disp", (0, 128, -129))
+    yield Row(x86_sse.vex_reg, (form, reg, left, rm), f"{{load}} {name} $reg, $left, $rm")
+    yield Row(x86_sse.vex_mem, (form, reg, left, few, far), f"{{disp8}} {name} $reg, $left, {size} [$base$disp]")
+
+
 ROWS = list(rows())
 # Natives that rows above or tests below reach through others.
-COVERED = {"prefixes": prefixes_of, "aim": aimed_condition, "jump_to": aimed_jump}
+COVERED = {"vex": x86_sse.vex_reg, "prefixes": prefixes_of, "aim": aimed_condition, "jump_to": aimed_jump}
 OTHERWISE = {"align_jump": "test_a_jumps_displacement_lies_in_one_piece"}
 
 

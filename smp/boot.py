@@ -32,7 +32,7 @@ def host_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-NEEDED = ("bmi", "bmi2", "lzcnt", "popcnt")  # what translated code uses beyond the x86-64 baseline
+NEEDED = ("bmi", "bmi2", "lzcnt", "popcnt", "avx", "fma")  # what translated code uses beyond the x86-64 baseline
 
 
 def check_engine(config: MachineConfig) -> None:

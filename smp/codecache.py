@@ -72,6 +72,8 @@ class Asm(Layout):
     declined: u64  # a template leaves this instruction to the interpreter
     ended: u64  # a template ends the block
     missed: u64  # the jump taken when the access in hand misses the TLB
+    fp_ready: u64  # the block has looked at `fp_inline`, and nothing has changed it since
+    boxed: u64  # floating-point registers known to hold NaN-boxed singles, a bit each
     word: u64  # the instruction in hand
     number: u64  # its row
     stubs: u64

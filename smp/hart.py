@@ -75,6 +75,9 @@ class Hart(Layout):
     suspended: u32  # SBI: resumes at the mailbox's start_pc
     fflags: u64
     frm: u64
+    mxcsr: u32  # the host's while translated code runs: frm's rounding mode, exceptions not in fflags yet
+    host_mxcsr: u32  # the host's otherwise
+    fp_inline: u32  # translated code may do floating point: FS is dirty, frm a mode that the host has
     mstatus: u64
     mie: u64
     soft_pending: u64  # mip bits that software wrote: STIP, SEIP

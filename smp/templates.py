@@ -46,7 +46,7 @@ from smp.x86 import (
     use_guest,
 )
 
-LINK, FAR, LEAVE, ACCESS, FIX, SLOW = range(6)  # what a stub does (smp/translate.py)
+LINK, FAR, LEAVE, ACCESS, FIX, SLOW, SOFT = range(7)  # what a stub does (smp/translate.py)
 DATA = Hart.offset("mmu") + Mmu.offset("data")
 
 

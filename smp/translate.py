@@ -86,6 +86,7 @@ from smp.x86 import (
     use_guest,
     word32,
 )
+from smp.x86_sse import load_mxcsr, store_mxcsr
 
 # Kinds that the translator treats itself.
 K_BRANCH, K_JAL, K_JALR = (kind.value for kind in (Kind.BRANCH, Kind.JAL, Kind.JALR))
@@ -97,6 +98,7 @@ BLOCK_ROOM = 16384  # bytes that a block and its stubs can take at most
 
 LINK_PAGE = Hart.offset("link_page")
 LEFT_FIELD, PC_FIELD, LINK_FIELD, JUMPS, ALARM = (Hart.offset(n) for n in ("left", "pc", "link", "jumps", "alarm"))
+MXCSR, HOST_MXCSR = Hart.offset("mxcsr"), Hart.offset("host_mxcsr")
 CONDITIONS = {"beq": EQUAL, "bne": NOT_EQUAL, "blt": LESS, "bge": NOT_LESS, "bltu": BELOW, "bgeu": NOT_BELOW}
 CONDITION = table("u8", [CONDITIONS.get(row.base or row.name, 0) for row in LIST])
 
@@ -237,6 +239,8 @@ def t_step(number: int, word: int, length: int) -> None:
     add_stub(FIX, here(), 0, 0)
     call_piece(a.call_step)
     a.count += 1
+    a.fp_ready = 0
+    a.boxed = 0
 
 
 @native
@@ -346,6 +350,8 @@ def translate_block(ppc: int, vpc: int, version: int) -> int:
     a.version = version
     a.segment = 0
     a.begun = 0
+    a.fp_ready = 0
+    a.boxed = 0
     begin_block()
     if not translate_body():
         a.out = a.start
@@ -418,7 +424,10 @@ def emit_stubs() -> None:
                 at = stub.site - 4 + CODE_ALIAS
                 store32(at, load32(at) | not_run(stub) << 16)
             case 5:
-                emit_slow(stub)
+                call_handler(stub)
+                jump_to(stub.back)
+            case 6:
+                emit_soft(stub)
 
 
 @native
@@ -443,7 +452,7 @@ def emit_access(stub: Stub) -> None:
 
 
 @native
-def emit_slow(stub: Stub) -> None:
+def call_handler(stub: Stub) -> None:
     """The interpreter's handler executes an instruction that its template can't finish."""
     if stub.more:
         aim(stub.more, here())
@@ -451,7 +460,15 @@ def emit_slow(stub: Stub) -> None:
     load_constant(RDX, stub.pc)
     load_constant(RCX, length_of(Slot.at(stub.info + 48).imm) | not_run(stub) << 16)
     call_piece(cursor().call_step)
-    jump_to(stub.back)
+
+
+@native
+def emit_soft(stub: Stub) -> None:
+    """Leave the block behind an instruction that the handler executes: what follows may be no code for it."""
+    call_handler(stub)
+    immediate(1, 0, LEFT, not_run(stub) - 1)
+    load_constant(RAX, stub.pc + length_of(Slot.at(stub.info + 48).imm))
+    probe_jumps()
 
 
 @native
@@ -508,6 +525,7 @@ def make_call(function: int) -> int:
     a = cursor()
     start = here()
     save_pinned(0)
+    store_mxcsr(MXCSR)
     op_mem(1, 0x89, LEFT, HART, LEFT_FIELD)
     op_reg(1, 0x8B, RDI, HART)
     op_reg(1, 0x8B, RSI, RAX)
@@ -518,6 +536,7 @@ def make_call(function: int) -> int:
     op_mem(1, 0x8B, LEFT, HART, LEFT_FIELD)
     op_reg(1, 0x85, RAX, RAX)
     out = jump_if(NOT_EQUAL)
+    load_mxcsr(MXCSR)
     save_pinned(1)
     byte(0xC3)
     aim(out, here())
@@ -537,6 +556,8 @@ def prepare_cache() -> None:
     op_reg(1, 0x8B, RAX, RSI)
     op_mem(1, 0x8B, LEFT, HART, LEFT_FIELD)
     save_pinned(1)
+    store_mxcsr(HOST_MXCSR)
+    load_mxcsr(MXCSR)
     op_reg(0, 0xFF, 4, RAX)
     a.exit_link = here()
     op_mem(1, 0x89, RCX, HART, LINK_FIELD)
@@ -550,7 +571,9 @@ def prepare_cache() -> None:
     op_mem(1, 0x89, RAX, HART, PC_FIELD)
     op_mem(1, 0x89, LEFT, HART, LEFT_FIELD)
     save_pinned(0)
+    store_mxcsr(MXCSR)
     a.bare_exit = here()
+    load_mxcsr(HOST_MXCSR)
     pop_all()
     a.call_access = make_call(address_of(0))
     a.call_step = make_call(address_of(1))

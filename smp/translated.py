@@ -6,13 +6,14 @@ from llvmlite import ir
 
 from mem.atomics import aload32, now_ns, spin_lock, spin_unlock
 from mem.mmu import EXECUTE, NO_FAULT, PAGE_MASK, note_large, pmp_allows, read_slow, write_slow
-from mem.native import Record, emitted, native, ref
+from mem.native import Record, emitted, native, ref, table
 from mem.regions import CODE_TABLE
 from mem.word import I64, V, builder, raw, sext8, sext16, sext32
 from smp.blocklog import record_block
 from smp.code import fetch_page
 from smp.codecache import CodeTable, check_page, lookup, version_of
-from smp.hart import FETCH_ENTRIES, JUMP_ENTRIES, Hart
+from smp.fpformat import DZ, NV, NX, OF, UF
+from smp.hart import FETCH_ENTRIES, FS, JUMP_ENTRIES, Hart
 from smp.interpreter import run_slot
 from smp.trap import take_fault
 
@@ -36,11 +37,11 @@ def widened(value: int, size: int) -> int:
 def access(h: Hart, va: int, pc: int, info: int) -> int:
     """A load or store that missed the TLB.
 
-    info: size, bit 4 store, bit 5 sign-extend, from bit 8 the register, from bit 16 how many instructions of the
-    block have not run (this one included).
+    info: size, bit 4 store, bit 5 sign-extend, bit 7 NaN-box, from bit 8 the register (33 is f0), from bit 16 how many
+    instructions of the block have not run (this one included).
     """
     size = info & 15
-    register = info >> 8 & 63
+    register = info >> 8 & 127
     h.slow_accesses += 1
     left = h.left
     h.left = left + (info >> 16)
@@ -49,6 +50,8 @@ def access(h: Hart, va: int, pc: int, info: int) -> int:
     else:
         value = read_slow(h.mmu, va, size)
         if h.mmu.cause == NO_FAULT:
+            if info & 128:
+                value |= 0xFFFFFFFF << 32
             h.x[register] = widened(value, size) if info & 32 else value
     if h.mmu.cause != NO_FAULT:
         take_fault(h, pc)
@@ -62,6 +65,27 @@ def access(h: Hart, va: int, pc: int, info: int) -> int:
     return GO_ON
 
 
+# MXCSR (Intel manual, volume 1, "MXCSR Control and Status Register"): exceptions from bit 0, rounding from bit 13
+MXCSR_FLAGS = {0: NV, 2: DZ, 3: OF, 4: UF, 5: NX}
+FLAGS_OF = table("u8", [sum(f for bit, f in MXCSR_FLAGS.items() if n >> bit & 1) for n in range(64)])
+ALL_MASKED = 0x1F80
+ROUNDING = table("u16", [0, 3 << 13, 1 << 13, 2 << 13])  # RNE, RTZ, RDN, RUP
+
+
+@native
+def collect_flags(h: Hart) -> None:
+    """Move the exceptions that translated code has raised to fflags."""
+    h.fflags |= FLAGS_OF[h.mxcsr & 63]
+    h.mxcsr &= ~63
+
+
+@native
+def ready_fp(h: Hart) -> None:
+    """Before translated code: what FS and frm mean to it."""
+    h.mxcsr = h.mxcsr & 63 | ALL_MASKED | ROUNDING[h.frm & 3]
+    h.fp_inline = h.mstatus & FS == FS and h.frm < 4
+
+
 @native
 def step_one(h: Hart, slot: int, pc: int, info: int) -> int:
     """Have the interpreter execute one instruction.
@@ -70,6 +94,7 @@ def step_one(h: Hart, slot: int, pc: int, info: int) -> int:
     instruction's length in the lowest bits.
     """
     h.slow_steps += 1
+    collect_flags(h)
     left = h.left
     exact = left + (info >> 16)
     h.quantum -= exact
@@ -79,6 +104,7 @@ def step_one(h: Hart, slot: int, pc: int, info: int) -> int:
     run_slot(h, slot)
     h.quantum += exact
     if h.stepped and h.pc == pc + (info & 15):
+        ready_fp(h)
         h.left = left
         return GO_ON
     h.left += exact
@@ -178,10 +204,12 @@ def run_translated(h: Hart, quantum: int) -> int:
             break
         if site > 1 and physical_pc(h) & PAGE_MASK == h.link_page:
             link(site, code)
+        ready_fp(h)
         enter_code(h, CodeTable.at(CODE_TABLE).asm.enter, code)
         if h.link == 0:
             break
         h.chain_misses += 1
+    collect_flags(h)
     h.instret += quantum - h.left
     h.quantum = 0
     h.left = 0

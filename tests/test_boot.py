@@ -88,7 +88,10 @@ def test_linux_runs_under_opensbi(guest: Guest, firmware: str, harts: int) -> No
     assert f"Platform HART Count         : {harts}\n" in log
 
 
-@pytest.mark.skipif("bmi2" not in Path("/proc/cpuinfo").read_text(), reason="the translator needs BMI2")
+HOST_FEATURES = Path("/proc/cpuinfo").read_text().split()
+
+
+@pytest.mark.skipif(not {"bmi2", "fma"} <= set(HOST_FEATURES), reason="the translator needs BMI2 and FMA")
 @pytest.mark.parametrize("harts", [1, 4, 8])
 def test_linux_runs_translated(guest: Guest, harts: int) -> None:
     check_work(run(guest, harts, WORK, "--engine", "jit"), harts)

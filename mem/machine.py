@@ -32,6 +32,7 @@ class Machine(Layout):
     crowded: u32  # 1 when there are more harts than host cores: spinning gives the core away
     blocks_fd: u32  # where records of translated blocks go (smp/blocklog.py), 0 when nobody wants them
     blocks_lost: u32  # 1 when one could not be written
+    check: u32  # 1 when the interpreter checks the translator
     one: u64  # 1, what a kick writes
 
 

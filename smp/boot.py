@@ -37,13 +37,15 @@ NEEDED = ("bmi", "bmi2", "lzcnt", "popcnt", "avx", "fma")  # what translated cod
 
 def check_engine(config: MachineConfig) -> None:
     """Raise ConfigError when this host can't run the engine that was asked for."""
-    if config.engine != "jit":
+    if not config.translates:
         return
     if platform.machine() != "x86_64":
-        raise ConfigError(f"--engine jit: this host is {platform.machine()}, not x86_64; use --engine interp")
+        raise ConfigError(
+            f"--engine {config.engine}: this host is {platform.machine()}, not x86_64; use --engine interp"
+        )
     features = llvm.get_host_cpu_features()
     if missing := [name for name in NEEDED if not features.get(name)]:
-        raise ConfigError(f"--engine jit: this processor has no {', '.join(missing)}; use --engine interp")
+        raise ConfigError(f"--engine {config.engine}: this processor has no {', '.join(missing)}; use --engine interp")
 
 
 def write_machine(config: MachineConfig, boot: Boot, supervisor_fd: int, io_fd: int, log_fd: int) -> Machine:
@@ -56,7 +58,7 @@ def write_machine(config: MachineConfig, boot: Boot, supervisor_fd: int, io_fd: 
     m.htif_tohost, m.htif_fromhost = boot.tohost or 0, boot.fromhost or 0
     m.sbi = boot.mode == "S"
     m.mmu_levels = {39: 3, 48: 4, 57: 5}[config.cpu.mmu]
-    m.jit = config.engine == "jit"
+    m.jit, m.check = config.translates, config.engine == "check"
     m.crowded = config.harts > host_cores()
     clint.clint_reset()
     reservation.reset()

@@ -81,6 +81,11 @@ class MachineConfig:
     stats: bool = False
     perfmap: bool = False
 
+    @property
+    def translates(self) -> bool:
+        """Whether harts run translated code."""
+        return self.engine in ("jit", "check")
+
     def wants_blocks(self) -> str:
         """The option that asks for every translated block, or ''."""
         items = [item for item in ("in_asm", "out_asm") if item in self.log]
@@ -102,17 +107,19 @@ def check(config: MachineConfig) -> None:
         _check_drive(drive, config.snapshot or drive.snapshot)
     _check_block_devices(config)
     _check_consoles(config)
-    _check_blocks(config)
+    _check_engine(config)
     if config.log_file is not None:
         _check_output("-D", config.log_file)
         if not config.log:
             raise ConfigError(f"-D {config.log_file}: nothing is logged; add -d ITEMS (-d help lists them)")
 
 
-def _check_blocks(config: MachineConfig) -> None:
+def _check_engine(config: MachineConfig) -> None:
     wanted = config.wants_blocks()
-    if wanted and config.engine == "interp":
+    if wanted and not config.translates:
         raise ConfigError(f"{wanted}: the interpreter translates nothing; add --engine jit")
+    if config.engine == "check" and config.harts > 1:
+        raise ConfigError(f"--engine check: compares one hart, not {config.harts}; use -smp 1")
     if wanted and "exec" in config.log:
         raise ConfigError(f"{wanted}: with -d exec every instruction is interpreted; leave exec out")
 

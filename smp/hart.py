@@ -119,6 +119,8 @@ class Hart(Layout):
     log_pc: u64
     log_new: u32
     step: u32  # 1: one instruction a quantum (-d exec)
+    check_failed: u64  # --engine check: the translator did something else than the interpreter
+    compared: u64  # --engine check: instructions whose effect was compared
     traps: u64
     interrupts: u64
     ipis: u64

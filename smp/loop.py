@@ -7,6 +7,7 @@ from mem.mailbox import ALARM_START, mailbox, sleep
 from mem.native import native, ref
 from mem.regions import MACHINE
 from smp.alarm import heed
+from smp.check import run_checked
 from smp.hart import INTERRUPT, LOGGED, NEVER, STOPPED, Hart
 from smp.interpreter import run_quantum
 from smp.sbi import START_PENDING, begin
@@ -50,6 +51,8 @@ def run_some(h: Hart) -> None:
         run_quantum(h, 1)
     elif not Machine.at(MACHINE).jit:
         run_quantum(h, QUANTUM)
+    elif Machine.at(MACHINE).check:
+        run_checked(h)
     elif not run_translated(h, QUANTUM):
         run_quantum(h, FEW)
 
@@ -72,6 +75,6 @@ def run_hart(h: Hart) -> int:
             take_trap(h, h.pc, INTERRUPT | cause, 0)
         else:
             run_some(h)
-        if h.log_new or h.step:
+        if h.log_new or h.step or h.check_failed:
             return LOGGED
     return STOPPED

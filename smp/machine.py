@@ -129,7 +129,7 @@ class Run:
         boot = plan_boot(self.config)
         self.regions = open_regions(self.config.harts, self.config.ram)
         self.fds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2)]
-        if self.config.engine == "jit":
+        if self.config.translates:
             open_code_cache(self.regions, self.config.perfmap)
             prepare_cache()
         write_machine(self.config, boot, self.fds[0], self.fds[1], self.log_fd)

@@ -290,9 +290,7 @@ def read_accel(text: str) -> Fields:
 
 
 def read_engine(text: str) -> Fields:
-    if text == "check":
-        raise ConfigError(f"--engine {text}: not available yet; use --engine interp")
-    return {"engine": one_of("--engine", text, ("interp", "jit"))}
+    return {"engine": one_of("--engine", text, ("interp", "jit", "check"))}
 
 
 def read_version(_: str) -> Fields:
@@ -350,7 +348,9 @@ OPTIONS: tuple[Option, ...] = (
     Option(("d",), "ITEM[,ITEM...]", "log to stderr; -d help lists the items", read_d),
     Option(("D",), "FILE", "log to a file", file_reader("-D", "log_file")),
     Option(("accel",), "tcg|kvm|hvf", "accepted for QEMU's command lines, has no effect", read_accel),
-    Option(("engine",), "interp|jit", "how instructions are executed: interpreted, or translated (x86-64 with BMI2)",
+    Option(("engine",), "interp|jit|check",
+           "how instructions are executed: interpreted, or translated (x86-64 with BMI2); "
+           "check compares the two on one hart, and ends at the first difference",
            read_engine),
     Option(("perfmap",), "", "write /tmp/perf-PID.map for the harts' processes, from which perf names translated code",
            flag(perfmap=True)),

@@ -3,9 +3,13 @@
 import ctypes
 import os
 import signal
+import sys
 from typing import NoReturn
 
+from mem.machine import FAILED, end_machine, machine
 from mem.regions import DECODED, HART_STRIDE, HARTS, map_fixed
+from smp.check import prepare_check
+from smp.check_report import report
 from smp.code import DECODED_BYTES
 from smp.hart import INTERRUPT, STOPPED, Hart, hart_record
 from smp.loop import run_hart
@@ -28,9 +32,15 @@ def run_hart_process(number: int, supervisor: int, log_fd: int) -> NoReturn:
         signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     map_fixed(DECODED, DECODED_BYTES)
+    if machine().check:
+        prepare_check()
     h = hart_record(number)
     address = HARTS + number * HART_STRIDE
     while run_hart.unlocked(address) != STOPPED:
+        if h.check_failed:
+            print(report(h), file=sys.stderr, flush=True)
+            h.check_failed = 0
+            end_machine(FAILED, 1)
         write_log(h, log_fd)
     os._exit(0)
 

@@ -13,7 +13,7 @@ def print_stats(config: MachineConfig, wall: float) -> None:
     harts = [hart_record(n) for n in range(config.harts)]
     total = sum(h.instret for h in harts)
     lines = [f"hartbeat: {wall:.3f} s, {total} instructions, {total / wall / 1e6:.1f} MIPS, engine {config.engine}"]
-    translates = config.engine == "jit"
+    translates = config.translates
     if translates:
         lines.append(cache_line())
     for h in harts:
@@ -22,6 +22,7 @@ def print_stats(config: MachineConfig, wall: float) -> None:
             f"  hart {h.id}: {h.instret} instructions, {h.instret / busy / 1e6:.1f} MIPS busy, {h.traps} traps, "
             f"{h.interrupts} interrupts, {h.ipis} IPIs sent, {h.mmu.misses} TLB misses, {h.mmu.walks} walks, "
             f"{h.pages_evicted} code pages, wfi {h.wfi_ns / 1e9:.3f} s{exits(h) if translates else ''}"
+            + (f", {h.compared} compared" if config.engine == "check" else "")
         )
     print("\n".join(lines), file=sys.stderr)
 

@@ -11,8 +11,9 @@ an instruction that traps, puts the rest back.
 """
 
 from mem.atomics import load32, store32
+from mem.machine import Machine
 from mem.native import emitted, native, ref, table, unit
-from mem.regions import CODE, CODE_ALIAS, CODE_BYTES, CODE_TABLE, STEPS_BYTES
+from mem.regions import CODE, CODE_ALIAS, CODE_BYTES, CODE_TABLE, MACHINE, STEPS_BYTES
 from mem.word import I64, V, builder, lts, sext32
 from smp.code import Slot, handler_of
 from smp.codecache import CodeTable, Stub, enter_block, lookup, text_of
@@ -296,6 +297,8 @@ def one(word: int, length: int) -> int:
     a.ended = 0
     if a.site == 0:
         begin_segment()
+        if Machine.at(MACHINE).check:
+            add_stub(LEAVE, jump_if(SIGN), a.pc, 0)  # smp/check.py counts on the quantum
     if number == NO_ROW:
         t_step(number, word, length)
         return 1

@@ -131,7 +131,7 @@ class Bare:
         """One quantum: ends at a trap, behind `quantum` instructions, or when an instruction asks for a look around."""
         h = self.h
         traps = h.traps
-        if self.config.engine != "jit":
+        if not self.config.translates:
             run_quantum(h, quantum)
         elif not run_translated(h, max(quantum, TRANSLATED_QUANTUM)):
             run_quantum(h, 1)
@@ -165,7 +165,7 @@ def bare_machine(harts: int = 1, ram: int = RAM_BYTES, cpu: str = "rv64", runs: 
     config = MachineConfig(harts=harts, ram=ram, cpu=CpuConfig(parse_cpu(cpu).mask), engine=runs)
     opened = regions.open_regions(harts, ram)
     try:
-        if runs == "jit":
+        if config.translates:
             regions.open_code_cache(opened)
             prepare_cache()
         map_fixed(regions.DECODED, DECODED_BYTES)

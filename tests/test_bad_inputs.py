@@ -147,7 +147,7 @@ BAD = [
     ("-kernel kernel -D log", "log -d"),
     ("-kernel kernel -accel xen", "xen tcg"),
     ("-kernel kernel -accel tcg,thread=single", "single multi"),
-    ("-kernel kernel --engine check", "check interp"),
+    ("-kernel kernel --engine check -smp 2", "check smp"),
     ("-kernel kernel --engine fast", "fast interp"),
     ("--config nowhere.toml", "nowhere.toml"),
     ("--config folder", "folder directory"),

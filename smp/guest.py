@@ -352,7 +352,7 @@ Dir::Etc::preferencesparts "/dev/null";
 class Apt:
     """apt with its whole state in the directory `state`, for one source: main of SUITE at `mirror`."""
 
-    def __init__(self, state: Path, mirror: str) -> None:
+    def __init__(self, state: Path, mirror: str, architecture: str = ARCHITECTURE) -> None:
         for tool in ("apt-get", "apt-cache", "dpkg-deb"):
             if shutil.which(tool) is None:
                 raise GuestError(f"{tool}: not found; the default guest comes from Debian through apt: {OWN_KERNEL}")
@@ -362,9 +362,9 @@ class Apt:
         for folder in ("lists/partial", "archives/partial", "cache", "debs"):
             (state / folder).mkdir(parents=True)
         (state / "status").touch()
-        source = f"deb [arch={ARCHITECTURE} signed-by={keyring}] {mirror} {SUITE} main\n"
+        source = f"deb [arch={architecture} signed-by={keyring}] {mirror} {SUITE} main\n"
         (state / "sources.list").write_text(source)
-        (state / "apt.conf").write_text(APT_CONF.format(architecture=ARCHITECTURE, state=state))
+        (state / "apt.conf").write_text(APT_CONF.format(architecture=architecture, state=state))
         self.state = state
 
     def update(self) -> None:
@@ -381,6 +381,12 @@ class Apt:
 
     def download(self, *packages: str) -> None:
         self._run("apt-get", "download", *packages)
+
+    def download_with_dependencies(self, *packages: str) -> None:
+        """The packages and all that they depend on: nothing counts as installed."""
+        # The lock of dpkg is not needed, and root's.
+        options = ("-o", "Debug::NoLocking=true", "-o", f"Dir::Cache::archives={self.state / 'debs'}")
+        self._run("apt-get", *options, "install", "-y", "--download-only", "--no-install-recommends", *packages)
 
     def extract(self, root: Path) -> list[str]:
         """Unpacks all packages downloaded into `root`; their file names, sorted."""

@@ -48,6 +48,7 @@ class Stub(Layout):
     info: u64
     segment: u64  # of the instruction
     before: u64  # instructions of the segment in front of it
+    fp: u64  # the floating-point registers of the host are in use
 
 
 MAX_STUBS = 256
@@ -86,6 +87,7 @@ class Asm(Layout):
     bare_exit: u64
     call_access: u64
     call_step: u64
+    load_fp: u64
     decoded: Slot
     stub: list[Stub] = many(MAX_STUBS)
     taken: list[u64] = many(MAX_SEGMENTS)  # instructions of each segment

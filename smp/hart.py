@@ -26,6 +26,9 @@ INTERRUPT = 1 << 63
 # What a native loop returns to Python for.
 STOPPED, LOGGED = 1, 2
 
+# Translated floating point: FS is dirty and frm a mode that the host has; the pinned registers are loaded
+FP_ALLOWED, FP_LOADED = 2, 1
+
 # Reservation of a constrained LR (0: none or a watched one), and when its sequence was left by a jump
 CONSTRAINED, STRAY = 1, 2
 
@@ -77,7 +80,7 @@ class Hart(Layout):
     frm: u64
     mxcsr: u32  # the host's while translated code runs: frm's rounding mode, exceptions not in fflags yet
     host_mxcsr: u32  # the host's otherwise
-    fp_inline: u32  # translated code may do floating point: FS is dirty, frm a mode that the host has
+    fp_inline: u32  # bit 1: translated code may do floating point, bit 0: its host registers are loaded
     mstatus: u64
     mie: u64
     soft_pending: u64  # mip bits that software wrote: STIP, SEIP

@@ -340,6 +340,7 @@ def add_stub(kind: int, site: int, pc: int, info: int) -> None:
     stub.info = info
     stub.segment = a.segment
     stub.before = a.count - a.begun
+    stub.fp = a.fp_ready
     a.stubs += 1
 
 

@@ -1,26 +1,30 @@
-"""The translator's templates of F and D: scalar AVX and FMA instructions on the hart record's registers.
+"""The translator's templates of F and D: scalar AVX and FMA instructions.
+
+The busiest registers live in host registers too (smp/x86_sse.py:F_PINNED).  What is written always goes to the hart
+record as well, so those need no saving: they are loaded when a block finds them not to be (`ready`), and again behind
+whatever the block calls.  A single is kept NaN-boxed in both places: scalar instructions take what lies above it from
+their first source.
 
 While translated code runs, MXCSR holds the guest's rounding mode and gathers exceptions (smp/translated.py:ready_fp,
 collect_flags); they mean on x86-64 what they mean to RISC-V, tininess after rounding included.  The
 interpreter's handler does an instruction again whose result the host may not have: NaNs, which must be canonical,
 numbers that an integer can't hold, singles that are not NaN-boxed.  It can't take flags back: until then the host may
 only have raised what the handler raises too.  A block's first floating-point instruction looks at `fp_inline`: unless
-mstatus.FS is dirty and frm a mode that the host has, it leaves.
+mstatus.FS is dirty and frm a mode that the host has, the handler executes that and the block is left.
 """
 
 from mem.mmu import WRITE_BANK
 from mem.native import Native, native, table
 from smp.code import Slot
-from smp.hart import Hart
+from smp.hart import FP_ALLOWED, FP_LOADED, Hart
 from smp.templates import (
     SOFT,
     add_access,
     add_stub,
     cursor,
     decline,
-    effective_address,
     finish,
-    probe,
+    locate,
     result,
     slow_step,
     source,
@@ -30,13 +34,13 @@ from smp.x86 import (
     ABOVE,
     EQUAL,
     HART,
+    IN_MEMORY,
     NOT_BELOW,
     NOT_EQUAL,
     NOT_PARITY,
     OVERFLOW,
     PARITY,
     RAX,
-    RCX,
     RDX,
     SIGN,
     aim,
@@ -46,25 +50,28 @@ from smp.x86 import (
     immediate,
     jump,
     jump_if,
-    op_guest,
     op_mem,
     op_reg,
     put,
     shift_immediate,
-    word32,
 )
 from smp.x86_sse import (
     ADD,
+    ALL_EQUAL,
     AND_BITS,
     CONVERT,
+    COPY,
     DIV,
+    F_PIN,
     FMADD,
     FMSUB,
     FNMADD,
     FNMSUB,
+    FROM_GENERAL,
     FROM_INT,
     LOAD,
     MAX,
+    MERGE,
     MIN,
     MUL,
     OR_BITS,
@@ -72,6 +79,7 @@ from smp.x86_sse import (
     SQRT,
     STORE,
     SUB,
+    TO_ADDEND,
     TO_INT,
     TO_INT_RTZ,
     UNORDERED,
@@ -79,7 +87,7 @@ from smp.x86_sse import (
     XMM0,
     XMM1,
     XMM2,
-    XOR_BITS,
+    vex_indexed,
     vex_mem,
     vex_reg,
 )
@@ -106,40 +114,48 @@ def ready() -> None:
     if a.fp_ready:
         return
     op_mem(0, 0x83, 7, HART, FP_INLINE)
-    byte(0)
-    add_stub(SOFT, jump_if(EQUAL), a.pc, step_slot(a.number, a.word))
+    byte(FP_ALLOWED | FP_LOADED)
+    add_stub(SOFT, jump_if(NOT_EQUAL), a.pc, step_slot(a.number, a.word))
     a.fp_ready = 1
 
 
 @native
-def fetch(register: int, xmm: int, single: int) -> None:
-    """Load a floating-point register."""
-    vex_mem(LOADS[single], xmm, 0, HART, F + register * 8)
+def fetch(register: int, spare: int) -> int:
+    """The host register that holds a floating-point register: its own, or `spare` loaded with it."""
+    if F_PIN[register] != IN_MEMORY:
+        return F_PIN[register]
+    vex_mem(LOADS[0], spare, 0, HART, F + register * 8)
+    return spare
 
 
 @native
-def operate(form: int, xmm: int, left: int, register: int) -> None:
+def operate(form: int, reg: int, left: int, register: int) -> None:
     """An instruction whose last operand is a floating-point register of the guest."""
-    vex_mem(form, xmm, left, HART, F + register * 8)
+    if F_PIN[register] != IN_MEMORY:
+        vex_reg(form, reg, left, F_PIN[register])
+    else:
+        vex_mem(form, reg, left, HART, F + register * 8)
+
+
+@native
+def target(register: int) -> int:
+    """The host register to compute a result in; the old value is not needed even if the handler takes over."""
+    return XMM0 if F_PIN[register] == IN_MEMORY else F_PIN[register]
 
 
 @native
 def deliver(register: int, xmm: int, single: int) -> None:
-    """Write a result."""
-    vex_mem(STORES[single], xmm, 0, HART, F + register * 8)
-    note_result(register, single)
+    """Write a result, all 64 bits of it."""
+    a = cursor()
+    if F_PIN[register] not in (IN_MEMORY, xmm):
+        vex_reg(COPY, F_PIN[register], 0, xmm)
+    vex_mem(STORES[0], xmm, 0, HART, F + register * 8)
+    a.boxed = a.boxed & ~(1 << register) | single << register
 
 
 @native
-def note_result(register: int, single: int) -> None:
-    """A result has been stored to the record: box it."""
-    a = cursor()
-    if not single:
-        a.boxed &= ~(1 << register)
-    elif not a.boxed >> register & 1:
-        op_mem(0, 0xC7, 0, HART, F + register * 8 + 4)
-        word32(0xFFFFFFFF)
-        a.boxed |= 1 << register
+def ones(xmm: int) -> None:
+    vex_reg(ALL_EQUAL, xmm, xmm, xmm)
 
 
 @native
@@ -159,11 +175,11 @@ def unless_boxed(s: Slot, count: int, single: int) -> int:
 
 
 @native
-def deliver_number(s: Slot, single: int, unboxed: int) -> None:
-    """Write the result in xmm0, unless it is a NaN."""
-    vex_reg(UNORDERED_COMPARES[single], XMM0, 0, XMM0)
+def deliver_number(s: Slot, xmm: int, single: int, unboxed: int) -> None:
+    """Write a result, unless it is a NaN."""
+    vex_reg(UNORDERED_COMPARES[single], xmm, 0, xmm)
     nan = jump_if(PARITY)
-    deliver(s.rd, XMM0, single)
+    deliver(s.rd, xmm, single)
     slow_step(nan, unboxed)
 
 
@@ -177,9 +193,9 @@ def t_fp_binary(s: Slot, form: int, single: int) -> None:
         return
     ready()
     unboxed = unless_boxed(s, 2, single)
-    fetch(s.rs1, XMM0, single)
-    operate(form, XMM0, XMM0, s.rs2)
-    deliver_number(s, single, unboxed)
+    d = target(s.rd)
+    operate(form, d, fetch(s.rs1, XMM0), s.rs2)
+    deliver_number(s, d, single, unboxed)
 
 
 @native
@@ -189,10 +205,16 @@ def t_fp_fused(s: Slot, form: int, single: int) -> None:
         return
     ready()
     unboxed = unless_boxed(s, 3, single)
-    fetch(s.rs1, XMM0, single)
-    fetch(s.rs2, XMM1, single)
-    operate(form, XMM0, XMM1, s.rs3)
-    deliver_number(s, single, unboxed)
+    d = target(s.rd)
+    if s.rd == s.rs3 and d != XMM0:
+        operate(form + TO_ADDEND, d, fetch(s.rs1, XMM1), s.rs2)
+    else:
+        d = XMM0 if s.rd == s.rs2 else d
+        first = fetch(s.rs1, d)
+        if first != d:
+            vex_reg(COPY, d, 0, first)
+        operate(form, d, fetch(s.rs2, XMM1), s.rs3)
+    deliver_number(s, d, single, unboxed)
 
 
 @native
@@ -202,9 +224,10 @@ def t_fp_sqrt(s: Slot, form: int, single: int) -> None:
         return
     ready()
     unboxed = unless_boxed(s, 1, single)
-    fetch(s.rs1, XMM0, single)
-    vex_reg(form, XMM0, XMM0, XMM0)
-    deliver_number(s, single, unboxed)
+    d = target(s.rd)
+    number = fetch(s.rs1, XMM0)
+    vex_reg(form, d, number, number)
+    deliver_number(s, d, single, unboxed)
 
 
 @native
@@ -216,14 +239,15 @@ def t_fp_choose(s: Slot, form: int, extra: int) -> None:
     single = extra & 1
     ready()
     unboxed = unless_boxed(s, 2, single)
-    fetch(s.rs1, XMM0, single)
-    fetch(s.rs2, XMM1, single)
-    vex_reg(UNORDERED_COMPARES[single], XMM0, 0, XMM1)
+    first = fetch(s.rs1, XMM0)
+    second = fetch(s.rs2, XMM1)
+    vex_reg(UNORDERED_COMPARES[single], first, 0, second)
     nan = jump_if(PARITY)
-    vex_reg(form, XMM2, XMM0, XMM1)
-    vex_reg(form, XMM0, XMM1, XMM0)
-    vex_reg(extra >> 1, XMM0, XMM0, XMM2)
-    deliver(s.rd, XMM0, single)
+    vex_reg(form, XMM2, first, second)
+    vex_reg(form, XMM0, second, first)
+    d = target(s.rd)
+    vex_reg(extra >> 1, d, XMM0, XMM2)
+    deliver(s.rd, d, single)
     slow_step(nan, unboxed)
 
 
@@ -231,8 +255,7 @@ def t_fp_choose(s: Slot, form: int, extra: int) -> None:
 def t_fp_equal(s: Slot, form: int, single: int) -> None:
     ready()
     unboxed = unless_boxed(s, 2, single)
-    fetch(s.rs1, XMM0, single)
-    operate(form, XMM0, 0, s.rs2)
+    operate(form, fetch(s.rs1, XMM0), 0, s.rs2)
     d = result(s.rd)
     op_reg(0, 0x0F90 | NOT_PARITY, 0, RAX)
     op_reg(0, 0x0F90 | EQUAL, 0, RDX)
@@ -249,8 +272,7 @@ def t_fp_order(s: Slot, form: int, extra: int) -> None:
     single = extra & 1
     ready()
     unboxed = unless_boxed(s, 2, single)
-    fetch(s.rs2, XMM0, single)
-    operate(form, XMM0, 0, s.rs1)
+    operate(form, fetch(s.rs2, XMM0), 0, s.rs1)
     d = result(s.rd)
     op_reg(0, 0x0F90 | extra >> 1, 0, RAX)
     op_reg(0, 0x0FB6, d, RAX)
@@ -264,7 +286,20 @@ def t_fp_sign(s: Slot, inject: int, single: int) -> None:
     """fsgnj (0), fsgnjn (1) and fsgnjx (2): rs1 with the difference of signs, its opposite, or rs2's sign, flipped."""
     ready()
     unboxed = unless_boxed(s, 2, single)
-    wide = 1 - single
+    if inject == 0 and s.rs1 == s.rs2:
+        deliver(s.rd, fetch(s.rs1, XMM0), single)
+    else:
+        d = target(s.rd)
+        inject_sign(s, inject, 1 - single)
+        vex_reg(FROM_GENERAL, d, 0, RDX)
+        deliver(s.rd, d, single)
+    if unboxed:
+        slow_step(unboxed, 0)
+
+
+@native
+def inject_sign(s: Slot, inject: int, wide: int) -> None:
+    """Compute it in rdx; a single keeps what lies above it."""
     op_mem(wide, 0x8B, RDX, HART, F + s.rs2 * 8)
     if inject != 2:
         op_mem(wide, 0x33, RDX, HART, F + s.rs1 * 8)
@@ -272,11 +307,7 @@ def t_fp_sign(s: Slot, inject: int, single: int) -> None:
         op_reg(wide, 0xF7, 2, RDX)
     shift_immediate(wide, 5, RDX, 63 if wide else 31)
     shift_immediate(wide, 4, RDX, 63 if wide else 31)
-    op_mem(wide, 0x33, RDX, HART, F + s.rs1 * 8)
-    op_mem(wide, 0x89, RDX, HART, F + s.rd * 8)
-    note_result(s.rd, single)
-    if unboxed:
-        slow_step(unboxed, 0)
+    op_mem(1, 0x33, RDX, HART, F + s.rs1 * 8)
 
 
 # Templates: conversions.  extra: single, bit 1 the integer has 64 bits.
@@ -340,13 +371,14 @@ def t_fp_from_int(s: Slot, form: int, extra: int) -> None:
         decline()
         return
     ready()
-    vex_reg(XOR_BITS, XMM0, XMM0, XMM0)
+    d = target(s.rd)
+    ones(XMM1)
     if extra & 4:
-        op_guest(0, 0x8B, RAX, s.rs1)
-        vex_reg(form | WIDE_FORM, XMM0, XMM0, RAX)
+        op_reg(0, 0x8B, RAX, source(s.rs1, RAX))
+        vex_reg(form | WIDE_FORM, d, XMM1, RAX)
     else:
-        vex_reg(form | (extra >> 1) * WIDE_FORM, XMM0, XMM0, source(s.rs1, RAX))
-    deliver(s.rd, XMM0, extra & 1)
+        vex_reg(form | (extra >> 1) * WIDE_FORM, d, XMM1, source(s.rs1, RAX))
+    deliver(s.rd, d, extra & 1)
 
 
 @native
@@ -356,21 +388,22 @@ def t_fp_from_unsigned(s: Slot, form: int, single: int) -> None:
         decline()
         return
     ready()
-    vex_reg(XOR_BITS, XMM0, XMM0, XMM0)
+    d = target(s.rd)
+    ones(XMM1)
     get(RAX, s.rs1)
     op_reg(1, 0x85, RAX, RAX)
     large = jump_if(SIGN)
-    vex_reg(form | WIDE_FORM, XMM0, XMM0, RAX)
+    vex_reg(form | WIDE_FORM, d, XMM1, RAX)
     done = jump()
     aim(large, here())
     op_reg(0, 0x8B, RDX, RAX)
     immediate(0, 4, RDX, 1)
     shift_immediate(1, 5, RAX, 1)
     op_reg(1, 0x0B, RAX, RDX)
-    vex_reg(form | WIDE_FORM, XMM0, XMM0, RAX)
-    vex_reg(ADDS[single], XMM0, XMM0, XMM0)
+    vex_reg(form | WIDE_FORM, d, XMM1, RAX)
+    vex_reg(ADDS[single], d, d, d)
     aim(done, here())
-    deliver(s.rd, XMM0, single)
+    deliver(s.rd, d, single)
 
 
 @native
@@ -380,9 +413,10 @@ def t_fp_convert(s: Slot, form: int, from_single: int) -> None:
         return
     ready()
     unboxed = unless_boxed(s, 1, from_single)
-    fetch(s.rs1, XMM0, from_single)
-    vex_reg(form, XMM0, XMM0, XMM0)
-    deliver_number(s, 1 - from_single, unboxed)
+    d = target(s.rd)
+    ones(XMM1)
+    operate(form, d, XMM1, s.rs1)
+    deliver_number(s, d, 1 - from_single, unboxed)
 
 
 # Templates: moves and memory
@@ -397,34 +431,37 @@ def t_fp_move_to_x(s: Slot, op: int, extra: int) -> None:
 
 
 @native
-def t_fp_move_from_x(s: Slot, op: int, single: int) -> None:
+def t_fp_move_from_x(s: Slot, form: int, single: int) -> None:
     ready()
-    op_mem(1 - single, op, source(s.rs1, RAX), HART, F + s.rd * 8)
-    note_result(s.rd, single)
+    d = target(s.rd)
+    vex_reg(form, d, 0, source(s.rs1, RAX))
+    if single:
+        ones(XMM1)
+        vex_reg(MERGE, d, XMM1, d)
+    deliver(s.rd, d, single)
 
 
 @native
 def t_fp_load(s: Slot, op: int, single: int) -> None:
     ready()
     size = 4 if single else 8
-    effective_address(s)
-    miss = probe(size, 0)
-    op_mem(1, 0x03, RAX, RCX, 8)
-    vex_mem(LOADS[single], XMM0, 0, RAX, 0)
-    deliver(s.rd, XMM0, single)
-    add_access(miss, size | (FIRST_F + s.rd) << 8 | (BOXES if single else 0))
+    where = locate(s, size, 0)
+    d = target(s.rd)
+    vex_indexed(LOADS[single], d, RDX, where)
+    if single:
+        ones(XMM1)
+        vex_reg(MERGE, d, XMM1, d)
+    deliver(s.rd, d, single)
+    add_access(cursor().missed, size | (FIRST_F + s.rd) << 8 | (BOXES if single else 0) | where << 16)
 
 
 @native
 def t_fp_store(s: Slot, op: int, single: int) -> None:
     ready()
     size = 4 if single else 8
-    effective_address(s)
-    miss = probe(size, WRITE_BANK)
-    op_mem(1, 0x03, RAX, RCX, WRITE_BANK + 8)
-    fetch(s.rs2, XMM0, single)
-    vex_mem(STORES[single], XMM0, 0, RAX, 0)
-    add_access(miss, size | 16 | (FIRST_F + s.rs2) << 8)
+    where = locate(s, size, WRITE_BANK)
+    vex_indexed(STORES[single], fetch(s.rs2, XMM0), RDX, where)
+    add_access(cursor().missed, size | 16 | (FIRST_F + s.rs2) << 8 | where << 16)
 
 
 TEMPLATES: dict[str, tuple[Native, int, int]] = {}
@@ -466,5 +503,5 @@ assert all(dyn == rtz + 1 for dyn, rtz in zip(TO_INT, TO_INT_RTZ, strict=True))
 TEMPLATES |= {
     "fcvt.s.d": (t_fp_convert, CONVERT[0], 0), "fcvt.d.s": (t_fp_convert, CONVERT[1], 1),
     "fmv.x.d": (t_fp_move_to_x, 0x8B, 0), "fmv.x.w": (t_fp_move_to_x, 0x63, 0),
-    "fmv.d.x": (t_fp_move_from_x, 0x89, 0), "fmv.w.x": (t_fp_move_from_x, 0x89, 1),
+    "fmv.d.x": (t_fp_move_from_x, FROM_GENERAL, 0), "fmv.w.x": (t_fp_move_from_x, FROM_GENERAL, 1),
 }  # fmt: skip

@@ -33,7 +33,7 @@ from smp.decode import (
     sequence_end,
     word_at,
 )
-from smp.hart import JUMP_ENTRIES, SINK, Hart
+from smp.hart import FP_ALLOWED, FP_LOADED, JUMP_ENTRIES, SINK, Hart
 from smp.row import Kind
 from smp.template_table import EXTRA, OP, PURE, STEP_TEMPLATE, TEMPLATE, apply_template
 from smp.templates import (
@@ -87,7 +87,7 @@ from smp.x86 import (
     use_guest,
     word32,
 )
-from smp.x86_sse import load_mxcsr, store_mxcsr
+from smp.x86_sse import F_PIN, LOAD, load_mxcsr, store_mxcsr, vex_mem
 
 # Kinds that the translator treats itself.
 K_BRANCH, K_JAL, K_JALR = (kind.value for kind in (Kind.BRANCH, Kind.JAL, Kind.JALR))
@@ -97,9 +97,10 @@ MAX_INSTRUCTIONS = 64
 WINDOW_ROOM = 24  # an LR begins no block's last instructions: its sequence must fit behind it
 BLOCK_ROOM = 16384  # bytes that a block and its stubs can take at most
 
+LOAD_DOUBLE = LOAD[0]
 LINK_PAGE = Hart.offset("link_page")
 LEFT_FIELD, PC_FIELD, LINK_FIELD, JUMPS, ALARM = (Hart.offset(n) for n in ("left", "pc", "link", "jumps", "alarm"))
-MXCSR, HOST_MXCSR = Hart.offset("mxcsr"), Hart.offset("host_mxcsr")
+MXCSR, HOST_MXCSR, FP_INLINE, F = (Hart.offset(n) for n in ("mxcsr", "host_mxcsr", "fp_inline", "f"))
 CONDITIONS = {"beq": EQUAL, "bne": NOT_EQUAL, "blt": LESS, "bge": NOT_LESS, "bltu": BELOW, "bgeu": NOT_BELOW}
 CONDITION = table("u8", [CONDITIONS.get(row.base or row.name, 0) for row in LIST])
 
@@ -240,8 +241,6 @@ def t_step(number: int, word: int, length: int) -> None:
     add_stub(FIX, here(), 0, 0)
     call_piece(a.call_step)
     a.count += 1
-    a.fp_ready = 0
-    a.boxed = 0
 
 
 @native
@@ -428,7 +427,7 @@ def emit_stubs() -> None:
                 store32(at, load32(at) | not_run(stub) << 16)
             case 5:
                 call_handler(stub)
-                jump_to(stub.back)
+                go_back(stub)
             case 6:
                 emit_soft(stub)
 
@@ -451,6 +450,14 @@ def emit_access(stub: Stub) -> None:
     load_constant(RDX, stub.pc)
     load_constant(RCX, stub.info & 0xFFFF | not_run(stub) << 16)
     call_piece(cursor().call_access)
+    go_back(stub)
+
+
+@native
+def go_back(stub: Stub) -> None:
+    """On in the block: what was called has used the floating-point registers."""
+    if stub.fp:
+        call_piece(cursor().load_fp)
     jump_to(stub.back)
 
 
@@ -467,7 +474,16 @@ def call_handler(stub: Stub) -> None:
 
 @native
 def emit_soft(stub: Stub) -> None:
-    """Leave the block behind an instruction that the handler executes: what follows may be no code for it."""
+    """A block's first floating-point instruction whose registers are not loaded, or that can't be done here.
+
+    The handler executes the latter and the block is left behind it, for what follows may be no code for it either.
+    """
+    op_mem(0, 0x83, 7, HART, FP_INLINE)
+    byte(FP_ALLOWED)
+    soft = jump_if(LESS)
+    call_piece(cursor().load_fp)
+    jump_to(stub.back)
+    aim(soft, here())
     call_handler(stub)
     immediate(1, 0, LEFT, not_run(stub) - 1)
     load_constant(RAX, stub.pc + length_of(Slot.at(stub.info + 48).imm))
@@ -476,6 +492,8 @@ def emit_soft(stub: Stub) -> None:
 
 @native
 def call_piece(piece: int) -> None:
+    cursor().fp_ready = 0
+    cursor().boxed = 0
     byte(0xE8)
     word32(0)
     aim(here(), piece)
@@ -490,6 +508,17 @@ def save_pinned(load: int) -> None:
     for guest in range(32):
         if PIN[guest] != IN_MEMORY:
             op_mem(1, 0x8B if load else 0x89, PIN[guest], HART, guest * 8)
+
+
+@native
+def load_pinned_fp() -> None:
+    """Load the floating-point registers that live in host registers; what is written is always stored too."""
+    for guest in range(32):
+        if F_PIN[guest] != IN_MEMORY:
+            vex_mem(LOAD_DOUBLE, F_PIN[guest], 0, HART, F + guest * 8)
+    op_mem(0, 0x83, 1, HART, FP_INLINE)
+    byte(FP_LOADED)
+    byte(0xC3)
 
 
 @native
@@ -540,6 +569,8 @@ def make_call(function: int) -> int:
     op_reg(1, 0x85, RAX, RAX)
     out = jump_if(NOT_EQUAL)
     load_mxcsr(MXCSR)
+    op_mem(0, 0x83, 4, HART, FP_INLINE)
+    byte(FP_ALLOWED)
     save_pinned(1)
     byte(0xC3)
     aim(out, here())
@@ -580,6 +611,8 @@ def prepare_cache() -> None:
     pop_all()
     a.call_access = make_call(address_of(0))
     a.call_step = make_call(address_of(1))
+    a.load_fp = here()
+    load_pinned_fp()
 
 
 @emitted

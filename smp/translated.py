@@ -13,7 +13,7 @@ from smp.blocklog import record_block
 from smp.code import fetch_page
 from smp.codecache import CodeTable, check_page, lookup, version_of
 from smp.fpformat import DZ, NV, NX, OF, UF
-from smp.hart import FETCH_ENTRIES, FS, JUMP_ENTRIES, Hart
+from smp.hart import FETCH_ENTRIES, FP_ALLOWED, FS, JUMP_ENTRIES, Hart
 from smp.interpreter import run_slot
 from smp.trap import take_fault
 
@@ -83,7 +83,7 @@ def collect_flags(h: Hart) -> None:
 def ready_fp(h: Hart) -> None:
     """Before translated code: what FS and frm mean to it."""
     h.mxcsr = h.mxcsr & 63 | ALL_MASKED | ROUNDING[h.frm & 3]
-    h.fp_inline = h.mstatus & FS == FS and h.frm < 4
+    h.fp_inline = FP_ALLOWED if h.mstatus & FS == FS and h.frm < 4 else 0
 
 
 @native

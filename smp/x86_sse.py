@@ -4,10 +4,14 @@ A form says which instruction: opcode, opcode map, mandatory prefix and VEX.W (I
 `left` is the first source, which VEX.vvvv names, and 0 where the instruction has none.
 """
 
-from mem.native import native
-from smp.x86 import HART, byte, op_mem, word32
+from mem.native import native, table
+from smp.x86 import HART, IN_MEMORY, byte, op_mem, word32
 
 XMM0, XMM1, XMM2 = range(3)
+
+# Guest registers that live in host registers too: those that compilers take first.
+F_PINNED = {10: 4, 11: 5, 12: 6, 13: 7, 14: 8, 15: 9, 0: 10, 1: 11, 2: 12, 3: 13, 8: 14, 9: 15}
+F_PIN = table("u8", [F_PINNED.get(f, IN_MEMORY) for f in range(32)])
 
 WIDE_FORM = 1 << 14
 
@@ -32,7 +36,12 @@ CONVERT = form(0xF2, 0x5A), form(0xF3, 0x5A)  # from this format to the other
 FMADD, FMSUB, FNMADD, FNMSUB = (
     (form(0x66, opcode, 2, wide=True), form(0x66, opcode, 2)) for opcode in (0xA9, 0xAB, 0xAD, 0xAF)
 )
-OR_BITS, AND_BITS, XOR_BITS = form(0, 0x56), form(0, 0x54), form(0, 0x57)
+TO_ADDEND = 0x10  # added to these: first = left * other + first
+OR_BITS, AND_BITS = form(0, 0x56), form(0, 0x54)
+COPY = form(0x66, 0x28)  # all of a register
+MERGE = LOAD[1]  # on registers: the last one's lowest 32 bits and the rest of the first source
+ALL_EQUAL = form(0x66, 0x76)  # of a register and itself: all bits are one
+FROM_GENERAL = form(0x66, 0x6E, wide=True)  # a general register's bits
 
 
 @native
@@ -65,6 +74,17 @@ def vex_mem(form: int, reg: int, left: int, base: int, displacement: int) -> Non
     else:
         byte(0x80 | (reg & 7) << 3 | base & 7)
         word32(displacement)
+
+
+@native
+def vex_indexed(form: int, reg: int, base: int, index: int) -> None:
+    """An instruction whose memory operand is [base + index]; the base is not rbp or r13, the index not rsp."""
+    byte(0xC4)
+    byte((reg >> 3 ^ 1) << 7 | (index >> 3 ^ 1) << 6 | (base >> 3 ^ 1) << 5 | form >> 8 & 15)
+    byte(form >> 14 << 7 | 15 << 3 | form >> 12 & 3)
+    byte(form)
+    byte((reg & 7) << 3 | 4)
+    byte((index & 7) << 3 | base & 7)
 
 
 @native

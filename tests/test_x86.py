@@ -252,6 +252,9 @@ def sse_rows() -> Iterator[Row]:
     for single, (letters, size) in enumerate(SCALAR):
         for name, forms in THREE_OPERANDS:
             yield from sse_row(f"v{name}{letters}", forms[single], size, reg, left, rm)
+            if "213" in name:
+                accumulating = name.replace("213", "231")
+                yield from sse_row(f"v{accumulating}{letters}", forms[single] + x86_sse.TO_ADDEND, size, reg, left, rm)
         yield from sse_row(f"vcvt{letters}2{SCALAR[1 - single][0]}", x86_sse.CONVERT[single], size, reg, left, rm)
         for name, forms in ((f"ucomi{letters}", x86_sse.UNORDERED), (f"comi{letters}", x86_sse.ORDERED)):
             yield Row(x86_sse.vex_reg, (forms[single], reg, 0, rm), f"v{name} $reg, $rm")
@@ -268,8 +271,17 @@ def sse_rows() -> Iterator[Row]:
                 to_int = forms[single] | wide
                 yield Row(x86_sse.vex_reg, (to_int, whole, 0, rm), f"{name} $reg, $rm")
                 yield Row(x86_sse.vex_mem, (to_int, whole, 0, BASE, far), f"{{disp8}} {name} $reg, {size} [$base$disp]")
-    for name, form in (("vorps", x86_sse.OR_BITS), ("vandps", x86_sse.AND_BITS), ("vxorps", x86_sse.XOR_BITS)):
+    for name, form in (("vorps", x86_sse.OR_BITS), ("vandps", x86_sse.AND_BITS), ("vpcmpeqd", x86_sse.ALL_EQUAL)):
         yield Row(x86_sse.vex_reg, (form, reg, left, rm), f"{{load}} {name} $reg, $left, $rm")
+    yield Row(x86_sse.vex_reg, (x86_sse.COPY, reg, 0, rm), "{load} vmovapd $reg, $rm")
+    yield Row(x86_sse.vex_reg, (x86_sse.MERGE, reg, left, rm), "{load} vmovss $reg, $left, $rm")
+    yield Row(x86_sse.vex_reg, (x86_sse.FROM_GENERAL, reg, 0, register("rm", R64)), "vmovq $reg, $rm")
+    base, index = register("base", R64, without=(RBP, R13)), register("index", R64, without=(RSP,))
+    for single, (letters, size) in enumerate(SCALAR):
+        load, store = x86_sse.LOAD[single], x86_sse.STORE[single]
+        place = f"{size} [$base+$index*1]"
+        yield Row(x86_sse.vex_indexed, (load, reg, base, index), f"{{vex3}} vmov{letters} $reg, {place}")
+        yield Row(x86_sse.vex_indexed, (store, reg, base, index), f"{{vex3}} vmov{letters} {place}, $reg")
     offset = values("disp", (0, 127, 128, 4096))
     yield Row(x86_sse.load_mxcsr, (offset,), "{disp8} ldmxcsr [r15$disp]")
     yield Row(x86_sse.store_mxcsr, (offset,), "{disp8} stmxcsr [r15$disp]")

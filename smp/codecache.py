@@ -79,7 +79,9 @@ class Asm(Layout):
     number: u64  # its row
     stubs: u64
     length: u64  # bytes of the instruction in hand
-    window_end: u64  # end, as `text`, of the constrained LR/SC sequence in hand
+    window_end: u64  # where, as `text`, the SC is that ends the constrained LR/SC sequence in hand
+    window_lr: u64  # slot of its LR
+    fused: u64  # its LR and SC are translated together
     enter: u64  # the fixed pieces
     exit: u64
     exit_link: u64
@@ -89,6 +91,7 @@ class Asm(Layout):
     call_step: u64
     load_fp: u64
     decoded: Slot
+    inner: Slot  # an instruction that is looked ahead at
     stub: list[Stub] = many(MAX_STUBS)
     taken: list[u64] = many(MAX_SEGMENTS)  # instructions of each segment
 

@@ -29,8 +29,10 @@ STOPPED, LOGGED = 1, 2
 # Translated floating point: FS is dirty and frm a mode that the host has; the pinned registers are loaded
 FP_ALLOWED, FP_LOADED = 2, 1
 
-# Reservation of a constrained LR (0: none or a watched one), and when its sequence was left by a jump
-CONSTRAINED, STRAY = 1, 2
+# What the last LR left: 0 for a watched one, or one of these.  STRAY: its sequence was left by a jump; NOTHING: no
+# reservation, whatever the shared table says.  In a fused sequence it is a host address (smp/templates_atomic.py).
+CONSTRAINED, STRAY, NOTHING = 1, 2, 3
+STATES = 4
 
 
 @layout
@@ -107,7 +109,7 @@ class Hart(Layout):
     instret_offset: u64
     cycle_stopped: u64  # the counter's value while mcountinhibit holds it
     instret_stopped: u64
-    reservation: u64  # CONSTRAINED, STRAY, or 0
+    reservation: u64
     reserved_pa: u64
     reserved_value: u64
     reserved_sc: u64  # pc of the SC that the constrained sequence ends with

@@ -51,13 +51,14 @@ from smp.decode import (
     decode_straddling,
 )
 from smp.fpu_native import NativeFpu
-from smp.hart import FETCH_ENTRIES, FS, STRAY, Hart
+from smp.hart import CONSTRAINED, FETCH_ENTRIES, FS, NOTHING, STRAY, Hart
 from smp.lrsc import (
     begin_locked,
     compare_and_swap,
     compare_and_swap_pair,
     end_locked,
     load_reserved,
+    never_fuse,
     store_conditional,
 )
 from smp.row import ROWS, Kind, Row
@@ -310,8 +311,8 @@ def emit_branch(ops: Ops, row: Row, variant: int) -> None:
         ops.jump_near(ops.slot + ops.imm() * (SLOT // 2))
         return
     if variant == WINDOW:
-        held = ops.get(Hart.offset("reservation")) != 0
-        ops.put(Hart.offset("reservation"), select(held, STRAY, 0))
+        held = ops.get(Hart.offset("reservation"))
+        ops.put(Hart.offset("reservation"), select(held == CONSTRAINED, STRAY, held))
     target = ops.pc() + ops.imm()
     check_target(ops, target)
     ops.jump(target)
@@ -390,7 +391,7 @@ def emit_sc(ops: Ops, row: Row) -> None:
     ops.unless_fault()
     ops.set_x(failed)
     reservation = ops.get(Hart.offset("reservation"))
-    usual, stray = branch_to(reservation == 0)
+    usual, stray = branch_to(reservation != STRAY)
     builder().position_at_end(stray)
     call(watch_from_now, ops.hart)
     ops.next()
@@ -402,13 +403,14 @@ def emit_sc(ops: Ops, row: Row) -> None:
 def watch_from_now(h: Hart) -> None:
     """Make the LR in `h.reserved_lr` one that is watched: both sizes have the same handlers' distance."""
     hart = h.address  # type: ignore[attr-defined]
-    store(hart + Hart.offset("reservation"), 0, 8)
+    store(hart + Hart.offset("reservation"), NOTHING, 8)
     slot = load(hart + Hart.offset("reserved_lr"), 8)
     for name in ("lr.w", "lr.d"):
         constrained = handler_table(const_index(HANDLERS[(name, 4, CONSTRAINED_LR)]))
         watched = handler_table(const_index(HANDLERS[(name, 4, WATCHED_LR)]))
         current = load(slot, 8)
         store(slot, select(current == constrained, watched, current), 8)
+    call(never_fuse, slot)
 
 
 def const_index(index: int) -> V:

@@ -12,11 +12,12 @@ from mem.machine import Machine, is_ending
 from mem.mailbox import ALARM_WATCH, is_served, relax, request
 from mem.mmu import NO_FAULT, READ, WRITE, atomic_address, flush_writes, store_host
 from mem.native import native, ref
-from mem.regions import HOST, MACHINE, RESERVATIONS
+from mem.regions import HOST, MACHINE, RESERVATIONS, STEPS, STEPS_BYTES
 from mem.reservation import NONE, Reservations
 from mem.word import sext32
 from smp.alarm import answer
-from smp.hart import CONSTRAINED, STRAY, Hart
+from smp.code import Slot
+from smp.hart import CONSTRAINED, NOTHING, STRAY, Hart
 
 
 @native
@@ -139,12 +140,22 @@ def store_conditional(h: Hart, va: int, size: int, value: int, pc: int) -> int:
     if held == STRAY or (held == CONSTRAINED and pc != h.reserved_sc):
         h.reservation = STRAY
         return 1
-    h.reservation = 0
-    if held != CONSTRAINED:
+    h.reservation = NOTHING
+    if held == 0:
         return watched_store(h, pa, size, value)
-    if pa != h.reserved_pa:
+    if held != CONSTRAINED or pa != h.reserved_pa:
         return 1
     return constrained_store(h, pa, size, value)
+
+
+NEVER_FUSE = 48  # in a translated LR's slot, behind those of a step: not 0 once the LR must be a watched one
+
+
+@native
+def never_fuse(slot: int) -> None:
+    """Translated code may no longer execute the LR of this slot by itself."""
+    if slot - STEPS < STEPS_BYTES:
+        Slot.at(slot + NEVER_FUSE).handler = 1
 
 
 @native

@@ -46,7 +46,7 @@ from smp.x86 import (
     use_guest,
 )
 
-LINK, FAR, LEAVE, ACCESS, FIX, SLOW, SOFT = range(7)  # what a stub does (smp/translate.py)
+LINK, FAR, LEAVE, ACCESS, FIX, SLOW, SOFT, STRAYING = range(8)  # what a stub does (smp/translate.py)
 DATA = Hart.offset("mmu") + Mmu.offset("data")
 
 
@@ -314,16 +314,6 @@ def t_divide(s: Slot, digit: int, flags: int) -> None:
         put(s.rd, RAX)
 
 
-@native
-def t_fence(s: Slot, op: int, extra: int) -> None:
-    """lock or dword [rsp], 0: orders earlier stores with later loads, as mfence does, in less time."""
-    byte(0xF0)
-    byte(0x83)
-    byte(0x0C)
-    byte(0x24)
-    byte(0)
-
-
 # Templates: memory
 
 
@@ -399,19 +389,6 @@ def effective_address(s: Slot) -> None:
 
 
 @native
-def probe(size: int, bank: int) -> int:
-    """Look rax up in the data TLB: leaves the entry's address in rcx; gives the jump taken on a miss."""
-    op_reg(0, 0x8B, RCX, RAX)
-    shift_immediate(0, 5, RCX, 8)
-    immediate(0, 4, RCX, (TLB_ENTRIES - 1) << 4)
-    op_mem(1, 0x03, RCX, HART, DATA)
-    op_reg(1, 0x8B, RDX, RAX)
-    immediate(1, 4, RDX, (0 - 4096) | (size - 1))
-    op_mem(1, 0x3B, RDX, RCX, bank)
-    return jump_if(NOT_EQUAL)
-
-
-@native
 def locate(s: Slot, size: int, bank: int) -> int:
     """Look rs1 + imm up in the data TLB; [rdx + the register that it gives] is the place in host memory.
 
@@ -483,7 +460,6 @@ TEMPLATES: dict[str, tuple[Native, int, int]] = {
     "mulh": (t_multiply_high, 5, 0), "mulhu": (t_multiply_high, 4, 0),
     "div": (t_divide, 7, 0), "divu": (t_divide, 6, 0), "rem": (t_divide, 7, 1), "remu": (t_divide, 6, 1),
     "divw": (t_divide, 7, 2), "divuw": (t_divide, 6, 2), "remw": (t_divide, 7, 3), "remuw": (t_divide, 6, 3),
-    "fence": (t_fence, 0, 0),
     "lb": (t_load, 0x0FBE, 1 | SIGNED | WIDE), "lh": (t_load, 0x0FBF, 2 | SIGNED | WIDE),
     "lw": (t_load, 0x63, 4 | SIGNED | WIDE), "ld": (t_load, 0x8B, 8 | WIDE),
     "lbu": (t_load, 0x0FB6, 1), "lhu": (t_load, 0x0FB7, 2), "lwu": (t_load, 0x8B, 4),

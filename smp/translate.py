@@ -15,22 +15,16 @@ from mem.machine import Machine
 from mem.native import emitted, native, ref, table, unit
 from mem.regions import CODE, CODE_ALIAS, CODE_BYTES, CODE_TABLE, MACHINE, STEPS_BYTES
 from mem.word import I64, V, builder, lts, sext32
-from smp.code import Slot, handler_of
+from smp.code import Slot
 from smp.codecache import CodeTable, Stub, enter_block, lookup, text_of
 from smp.decode import (
-    CONSTRAINED_LR,
-    HANDLER,
     KIND,
     LIST,
     NO_ROW,
-    NO_SC,
-    WINDOW,
-    begins_in_window,
     emit_switch,
     find_row,
     length_of,
     put_operands,
-    sequence_end,
     word_at,
 )
 from smp.hart import FP_ALLOWED, FP_LOADED, JUMP_ENTRIES, SINK, Hart
@@ -42,6 +36,7 @@ from smp.templates import (
     LEAVE,
     LINK,
     STEP_BYTES,
+    STRAYING,
     add_stub,
     cursor,
     effective_address,
@@ -50,6 +45,7 @@ from smp.templates import (
     source,
     step_slot,
 )
+from smp.templates_atomic import begin_window, leave_window
 from smp.translated import access, step_one
 from smp.x86 import (
     BELOW,
@@ -94,7 +90,6 @@ K_BRANCH, K_JAL, K_JALR = (kind.value for kind in (Kind.BRANCH, Kind.JAL, Kind.J
 K_LR = Kind.LR.value
 
 MAX_INSTRUCTIONS = 64
-WINDOW_ROOM = 24  # an LR begins no block's last instructions: its sequence must fit behind it
 BLOCK_ROOM = 16384  # bytes that a block and its stubs can take at most
 
 LOAD_DOUBLE = LOAD[0]
@@ -151,15 +146,21 @@ def go(target: int) -> None:
 
 
 @native
-def t_branch(s: Slot, number: int, length: int) -> int:
-    """A conditional branch; gives 1 when it ends the block (it goes backward, a loop)."""
-    a = cursor()
-    target = a.pc + sext32(s.imm)
+def compare_operands(s: Slot, number: int) -> None:
+    """Set the flags as the branch needs them."""
     if s.rs2 == 0:
         host = source(s.rs1, RAX)
         op_reg(1, 0x85, host, host) if CONDITION[number] in (EQUAL, NOT_EQUAL) else immediate(1, 7, host, 0)
     else:
         use_guest(1, 0x3B, source(s.rs1, RAX), s.rs2, RCX)
+
+
+@native
+def t_branch(s: Slot, number: int, length: int) -> int:
+    """A conditional branch; gives 1 when it ends the block (it goes backward, a loop)."""
+    a = cursor()
+    target = a.pc + sext32(s.imm)
+    compare_operands(s, number)
     a.count += 1
     backward = lts(sext32(s.imm), 0)
     if not same_page(target):
@@ -172,6 +173,16 @@ def t_branch(s: Slot, number: int, length: int) -> int:
     else:
         end_segment()
     return backward
+
+
+@native
+def t_window_branch(s: Slot, number: int) -> None:
+    """A conditional branch out of a constrained LR/SC sequence: the block goes on behind it in any case."""
+    a = cursor()
+    compare_operands(s, number)
+    a.count += 1
+    add_stub(STRAYING, jump_if(CONDITION[number]), a.pc + sext32(s.imm), a.window_lr)
+    end_segment()
 
 
 @native
@@ -228,12 +239,8 @@ def t_step(number: int, word: int, length: int) -> None:
     """Have the interpreter's handler execute this one instruction."""
     a = cursor()
     slot = step_slot(number, word)
-    s = Slot.at(slot)
-    if number != NO_ROW:
-        if KIND[number] == K_LR:
-            begin_window(s, number, a.text)
-        elif KIND[number] == K_BRANCH:
-            s.handler = handler_of(HANDLER[number] + WINDOW)
+    if number != NO_ROW and KIND[number] == K_LR:
+        begin_window(slot, number)
     load_constant(RAX, slot)
     load_constant(RDX, a.pc)
     byte(0xB8 | RCX)
@@ -241,26 +248,6 @@ def t_step(number: int, word: int, length: int) -> None:
     add_stub(FIX, here(), 0, 0)
     call_piece(a.call_step)
     a.count += 1
-
-
-@native
-def begin_window(s: Slot, number: int, text: int) -> None:
-    """An LR of a constrained sequence all of whose branches lead out of it; others are watched."""
-    length = sequence_end(text)
-    if length == 0:
-        return
-    if length != NO_SC:
-        at = 4
-        while at < length:
-            word = word_at(text + at)
-            if KIND[find_row(word)] == K_BRANCH:
-                put_operands(number, word, ref(cursor().decoded))
-                if begins_in_window(text, length, at + sext32(cursor().decoded.imm)):
-                    return
-            at += length_of(word)
-        cursor().window_end = text + length
-    s.imm = length
-    s.handler = handler_of(HANDLER[number] + CONSTRAINED_LR)
 
 
 # Blocks
@@ -306,7 +293,7 @@ def one(word: int, length: int) -> int:
     kind = KIND[number]
     if kind == K_BRANCH:
         if a.text < a.window_end:
-            t_step(number, word, length)
+            t_window_branch(s, number)
             return 0
         return t_branch(s, number, length)
     if kind == K_JAL:
@@ -348,6 +335,7 @@ def translate_block(ppc: int, vpc: int, version: int) -> int:
     a.count = 0
     a.stubs = 0
     a.window_end = 0
+    a.fused = 0
     a.first_pc = vpc
     a.version = version
     a.segment = 0
@@ -378,7 +366,8 @@ def translate_body() -> int:
         length = length_of(word)
         if a.text & 0xFFF == 0xFFE and length == 4:
             break
-        if a.count > MAX_INSTRUCTIONS - WINDOW_ROOM and is_lr(word):
+        # An LR begins a block of its own, so that its sequence lies in one with it, and in no other.
+        if a.count and is_lr(word):
             break
         if one(word, length):
             return 1
@@ -430,6 +419,8 @@ def emit_stubs() -> None:
                 go_back(stub)
             case 6:
                 emit_soft(stub)
+            case 7:
+                emit_straying(stub)
 
 
 @native
@@ -439,6 +430,20 @@ def emit_link(stub: Stub) -> None:
     load_constant(RCX, stub.site)
     load_constant(RDX, cursor().page)
     jump_to(cursor().exit_link)
+
+
+@native
+def emit_straying(stub: Stub) -> None:
+    """A branch out of a constrained sequence was taken."""
+    leave_window(stub.info)
+    if same_page(stub.pc):
+        align_jump(1)
+        stub.site = jump()
+        aim(stub.site, here())
+        emit_link(stub)
+    else:
+        load_constant(RAX, stub.pc)
+        probe_jumps()
 
 
 @native

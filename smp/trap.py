@@ -21,6 +21,7 @@ from smp.hart import (
     MPRV,
     MXR,
     NEVER,
+    NOTHING,
     SIE,
     SPIE,
     SPP,
@@ -162,10 +163,17 @@ def note_trap(h: Hart, pc: int, cause: int, tval: int) -> None:
 
 
 @native
+def end_sequence(h: Hart) -> None:
+    """A trap or a return ends a constrained LR/SC sequence; whoever breaks a watched reservation does so himself."""
+    if h.reservation:
+        h.reservation = NOTHING
+
+
+@native
 def take_trap(h: Hart, pc: int, cause: int, tval: int) -> None:
     """Enter the handler for a trap at `pc`; `cause` as in mcause."""
     note_trap(h, pc, cause, tval)
-    h.reservation = 0
+    end_sequence(h)
     number = cause & 63
     delegated = (h.mideleg if cause & INTERRUPT else h.medeleg) >> number & 1
     status = h.mstatus
@@ -209,7 +217,7 @@ def machine_return(h: Hart) -> None:
     h.mstatus = status
     h.privilege = previous
     h.pc = h.mepc & ~h.misaligned
-    h.reservation = 0
+    end_sequence(h)
     update_view(h)
 
 
@@ -222,5 +230,5 @@ def supervisor_return(h: Hart) -> None:
     h.mstatus = status
     h.privilege = previous
     h.pc = h.sepc & ~h.misaligned
-    h.reservation = 0
+    end_sequence(h)
     update_view(h)

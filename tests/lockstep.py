@@ -37,8 +37,9 @@ TIME = 0xC01
 class Twin(Definition):
     """The definition with this module's memory, and with the freedom that the manual leaves to SC as it is used."""
 
-    def __init__(self, memory: bytearray, pc: int, extensions: int) -> None:
+    def __init__(self, memory: bytearray, pc: int, extensions: int, translated: bool = False) -> None:
         super().__init__(memory, RAM_BASE, pc, extensions)
+        self.translated = translated
         self.watched: set[int] = set()  # LRs that no longer open a constrained sequence
         self.window: tuple[int, int, set[int]] | None = None  # LR, SC, and where instructions of it begin
         self.stray = False
@@ -53,7 +54,8 @@ class Twin(Definition):
             raise Trap(cause, int(address))
         return offset
 
-    # An LR is constrained when only register arithmetic and branches lie before its SC (smp/lrsc.py).
+    # An LR is constrained when only register arithmetic and branches lie before its SC (smp/lrsc.py); where code is
+    # translated, all those branches must lead out.
 
     def _lr(self, row: Row, o: Any) -> None:
         address = int(self.x[o["rs1"]])
@@ -64,6 +66,7 @@ class Twin(Definition):
 
     def _sequence(self, size: int) -> tuple[int, int, set[int]] | None:
         at, begins = self.pc + 4, {self.pc}
+        targets: set[int] = set()
         if self.pc % PAGE == PAGE - 2:
             return None
         for _ in range(WINDOW_LIMIT):
@@ -75,8 +78,11 @@ class Twin(Definition):
             if row is None:
                 return None
             begins.add(at)
+            if row.kind is Kind.BRANCH:
+                targets.add(at + row.operands(word)["imm"])
             if row.kind is Kind.SC:
-                return (self.pc, at, begins) if row.size == size else None
+                stays = self.translated and targets & begins
+                return (self.pc, at, begins) if row.size == size and not stays else None
             if row.name.startswith("wrs"):
                 return self.pc, -1, set()
             if row.kind not in (Kind.ALU, Kind.BRANCH):
@@ -211,14 +217,10 @@ def operands(source: random.Random, row: Row, own: dict[str, int]) -> dict[str, 
     return made
 
 
-def candidates(privilege: int, extensions: int, reservations: bool = True) -> list[Row]:
-    """Rows that may occur: without traps on purpose, and without what only M-mode does there.
-
-    When an SC fails although it need not is known of the interpreter only: others do without LR and SC.
-    """
+def candidates(privilege: int, extensions: int) -> list[Row]:
+    """Rows that may occur: without traps on purpose, and without what only M-mode does there."""
     ends = ("ecall", "ebreak", "c.ebreak", *(PRIVILEGED if privilege == MACHINE else ()))
-    rows = [row for row in ROWS.values() if row.name not in ends and row.enabled(extensions)]
-    return [row for row in rows if reservations or row.kind not in (Kind.LR, Kind.SC)]
+    return [row for row in ROWS.values() if row.name not in ends and row.enabled(extensions)]
 
 
 def sequence(source: random.Random) -> list[Row]:
@@ -364,12 +366,12 @@ def run_interpreter(bare: Bare, program: Program, limit: int, quantum: int) -> S
     return State(pc, trap, h.instret, list(h.x)[:32], list(h.f), h.fflags, h.frm, memory)
 
 
-def run_definition(program: Program, extensions: int, retired: int) -> tuple[Twin, State]:
+def run_definition(program: Program, extensions: int, retired: int, translated: bool) -> tuple[Twin, State]:
     """Run as many instructions, and one more that has to trap if the interpreter's did."""
     memory = bytearray(CODE_BYTES + DATA_BYTES)
     memory[program.pc - CODE : program.pc - CODE + len(program.code)] = program.code
     memory[CODE_BYTES:] = program.data
-    twin = Twin(memory, program.pc, extensions)
+    twin = Twin(memory, program.pc, extensions, translated)
     twin.x, twin.f = [W(v) for v in program.x], [W(v) for v in program.f]
     twin.frm, twin.fflags = program.fcsr >> 5, program.fcsr & 31
     trap = twin.run(retired)
@@ -416,7 +418,7 @@ def compare(bare: Bare, program: Program, extensions: int, limit: int = 1000, qu
     """Run on both; gives the instructions compared and a description of what differs, or ''."""
     ours = run_interpreter(bare, program, limit, quantum)
     wanted = ours.retired + (ours.trap is not None)
-    _, theirs = run_definition(program, extensions, wanted)
+    _, theirs = run_definition(program, extensions, wanted, bare.config.engine == "jit")
     return ours.retired, "\n".join(differences(ours, theirs))
 
 

@@ -32,7 +32,7 @@ def translating() -> Iterator[Bare]:
 def test_translated_programs_do_what_is_defined(translating: Bare, privilege: int) -> None:
     for seed in range(PROGRAMS):
         source = random.Random(f"{privilege} {seed}")
-        program = make(source, candidates(privilege, ALL_EXTENSIONS, reservations=False), privilege)
+        program = make(source, candidates(privilege, ALL_EXTENSIONS), privilege)
         _, different = compare(translating, program, ALL_EXTENSIONS)
         assert not different, f"seed {seed}: {different}"
     table = CodeTable.at(CODE_TABLE)

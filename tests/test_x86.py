@@ -19,7 +19,7 @@ from bare import bare_machine
 
 from mem.native import Native
 from mem.regions import CODE, CODE_ALIAS, CODE_TABLE
-from smp import x86, x86_sse
+from smp import x86, x86_locked, x86_sse
 from smp.codecache import CodeTable
 from smp.x86 import HART, IN_MEMORY, PINNED
 
@@ -174,8 +174,37 @@ def rows() -> Iterator[Row]:
     yield Row(x86.put, (values("guest", range(1, 33)), register("host", R64)), put_text)
     yield Row(x86.load_constant, (register("host", R64), values("value", CONSTANTS)), constant_text)
     yield from immediate_rows()
+    yield from locked_rows()
+    yield from bit_rows()
     yield from other_rows()
     yield from sse_rows()
+
+
+# Opcode of the doubleword's form, name; a byte's is one less, a halfword's has the prefix 66.
+MODIFYING = [(0x01, "add"), (0x09, "or"), (0x21, "and"), (0x31, "xor"), (0x0FC1, "xadd"), (0x0FB1, "cmpxchg")]
+OPERANDS = [(0, R8, -1), (0, R16, 0x66 << 16), (0, R32, 0), (1, R64, 0)]
+
+
+def locked_rows() -> Iterator[Row]:
+    for wide, names, change in OPERANDS:
+        reg = register("reg", names)
+        for opcode, name in MODIFYING:
+            yield Row(x86_locked.locked, (wide, opcode + change, reg, BASE), f"lock; {{disp8}} {name} [$base], $reg")
+        yield Row(x86.op_mem, (wide, 0x87 + change, reg, BASE, DISP), "{disp8} xchg [$base$disp], $reg")
+
+
+def bit_rows() -> Iterator[Row]:
+    host = register("host", R64)
+    yield Row(x86_locked.bswap, (host,), "bswap $host")
+    for digit, name in ((4, "bt"), (5, "bts"), (6, "btr"), (7, "btc")):
+        yield Row(x86_locked.bit_immediate, (digit, host, values("number", range(64))), f"{name} $host, $number")
+    for opcode, name in ((0x0FA3, "bt"), (0x0FAB, "bts"), (0x0FB3, "btr"), (0x0FBB, "btc")):
+        yield Row(x86.op_reg, (1, opcode, register("reg", R64), register("rm", R64)), f"{name} $rm, $reg")
+    for wide, names in ((0, R32), (1, R64)):
+        for digit, name in ((0, "rol"), (1, "ror")):
+            yield Row(x86.op_reg, (wide, 0xD3, digit, register("rm", names)), f"{name} $rm, cl")
+        counts = values("count", range(2, 64 if wide else 32))
+        yield Row(x86.shift_immediate, (wide, 1, register("host", names), counts), "ror $host, $count")
 
 
 def immediate_rows() -> Iterator[Row]:

@@ -28,6 +28,7 @@ ALARM_FENCE_I = 8  # drop decoded and translated code
 ALARM_WATCH = 16  # drop write translations: a page became watched (mem/reservation.py)
 ALARM_START = 32  # hart_start of SBI's HSM
 ALARM_SERVE = 64  # somebody waits for `served`
+ALARM_CODE = 128  # be out of translated code: it is about to be emptied (smp/quiesce.py)
 
 RUNNING, SLEEPING, STOPPED = range(3)
 

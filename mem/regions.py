@@ -34,14 +34,15 @@ DECODED = 0x0F80_0000_0000  # decoded instructions, private to each hart process
 CODE_TABLE = 0x0F90_0000_0000  # smp/codecache.py: which blocks are translated
 CODE_TABLE_BYTES = 0x200_0000
 STEPS = 0x0F98_0000_0000  # decoded instructions that translated code has the interpreter execute
-STEPS_BYTES = 0x400_0000
+STEPS_BYTES = 0x2000_0000  # at most: of what the code has ...
+STEPS_SHARE = 2  # ... half
 CODE_COPIES = 0x0F9C_0000_0000  # what pages of translated code held
 CODE_COPIES_BYTES = 0x400_0000
 CHECK = 0x0F9E_0000_0000  # smp/check.py: what is foretold of the hart, private memory of its process
 CHECK_BYTES = 0x40_0000
 CODE = 0x0FA0_0000_0000  # translated code, executable here ...
 CODE_ALIAS = 0x10_0000_0000  # ... and writable this far above
-CODE_BYTES = 0x800_0000
+CODE_BYTES = 0x4000_0000  # at most
 HOST = 0x1000_0000_0000  # guest physical address 0
 
 MAP_FIXED_NOREPLACE = 0x100000
@@ -118,32 +119,32 @@ def _shared(name: str, address: int, size: int, mapped: list[tuple[int, int]]) -
     return fd
 
 
-def open_code_cache(regions: Regions, for_perf: bool = False) -> None:
+def open_code_cache(regions: Regions, code_bytes: int, for_perf: bool = False) -> None:
     """Map the translator's regions too; the code is writable in one mapping and executable in the other."""
     os.close(_shared("table", CODE_TABLE, CODE_TABLE_BYTES, regions.mapped))
-    os.close(_shared("steps", STEPS, STEPS_BYTES, regions.mapped))
+    os.close(_shared("steps", STEPS, code_bytes // STEPS_SHARE, regions.mapped))
     os.close(_shared("copies", CODE_COPIES, CODE_COPIES_BYTES, regions.mapped))
     if for_perf:
-        _map_code_for_perf(regions)
+        _map_code_for_perf(regions, code_bytes)
         return
-    fd = _shared("code", CODE + CODE_ALIAS, CODE_BYTES, regions.mapped)
+    fd = _shared("code", CODE + CODE_ALIAS, code_bytes, regions.mapped)
     try:
-        map_fixed(CODE, CODE_BYTES, fd, READ_EXECUTE)
-        regions.mapped.append((CODE, CODE_BYTES))
+        map_fixed(CODE, code_bytes, fd, READ_EXECUTE)
+        regions.mapped.append((CODE, code_bytes))
     finally:
         os.close(fd)
 
 
-def _map_code_for_perf(regions: Regions) -> None:
+def _map_code_for_perf(regions: Regions, code_bytes: int) -> None:
     """The code as shared memory without a file: perf takes what a memfd holds for that file's and asks no map."""
     flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
     alias = CODE + CODE_ALIAS
-    got = _libc.mmap(alias, CODE_BYTES, READ_WRITE, flags, -1, 0)
+    got = _libc.mmap(alias, code_bytes, READ_WRITE, flags, -1, 0)
     # mremap(2): of a shared mapping an old size of 0 makes a second one.
-    if got != alias or _libc.mremap(alias, 0, CODE_BYTES, MREMAP_FIXED | MREMAP_MAYMOVE, CODE) != CODE:
-        raise RegionError(f"no {CODE_BYTES >> 20} MiB of shared memory for code: {os.strerror(ctypes.get_errno())}")
-    regions.mapped += [(alias, CODE_BYTES), (CODE, CODE_BYTES)]
-    if _libc.mprotect(CODE, CODE_BYTES, READ_EXECUTE):
+    if got != alias or _libc.mremap(alias, 0, code_bytes, MREMAP_FIXED | MREMAP_MAYMOVE, CODE) != CODE:
+        raise RegionError(f"no {code_bytes >> 20} MiB of shared memory for code: {os.strerror(ctypes.get_errno())}")
+    regions.mapped += [(alias, code_bytes), (CODE, code_bytes)]
+    if _libc.mprotect(CODE, code_bytes, READ_EXECUTE):
         raise RegionError(f"the host forbids executable memory: {os.strerror(ctypes.get_errno())}; use --engine interp")
 
 

@@ -15,7 +15,7 @@ from mem.bus import bus_covers, is_plain, is_ram
 from mem.layout import Layout, layout, many, u64
 from mem.mmu import EXECUTE, NO_FAULT, PAGE_MASK, READ, WRITE, Mmu, pmp_allows, translate
 from mem.native import native, ref, table
-from mem.regions import CHECK, CHECK_BYTES, HOST, STEPS, STEPS_BYTES, map_fixed
+from mem.regions import CHECK, CHECK_BYTES, HOST, STEPS, map_fixed
 from mem.word import sext32
 from smp.code import STEP_END, Slot, fetch_page, handler_of
 from smp.csr import CSRS
@@ -27,7 +27,7 @@ from smp.translated import run_translated, step_one, widened
 
 WINDOW = 64  # instructions foretold at a time
 FEW = 20  # instructions that the interpreter runs where the translator can't
-SLOT = STEPS + STEPS_BYTES - 64  # for the instruction in hand; the translator never takes the last one
+SLOT = STEPS  # for the instruction in hand; the translator leaves it free (smp/codecache.py:FIRST_STEP)
 
 MEMORY_KINDS = {Kind.LOAD: 1, Kind.FLOAD: 2, Kind.STORE: 3, Kind.FSTORE: 4, Kind.AMO: 5}
 K_LOAD, K_FLOAD, K_STORE, K_FSTORE, K_AMO = MEMORY_KINDS.values()

@@ -2,18 +2,21 @@
 
 The memfd is mapped twice, never writable and executable in one mapping: `CODE` executes, `CODE + ALIAS` writes.
 A block is known by its physical and its virtual pc, so the code may hold the virtual one as a constant.  Blocks
-are made and entered into the table under one lock; looking one up takes none.  When the cache is full nothing
-more is translated and the interpreter runs what is new.
+are made and entered into the table under one lock; looking one up takes none.  When the cache is full it is emptied
+as a whole (smp/quiesce.py).
 """
 
-from mem.atomics import aload64, astore64, fetch_add64, memory_compare, memory_copy
+from mem.atomics import aload64, astore64, fetch_add64, memory_compare, memory_copy, memory_set
 from mem.layout import Layout, layout, many, u32, u64
 from mem.native import native, ref
-from mem.regions import CODE_COPIES, CODE_COPIES_BYTES, CODE_TABLE, HOST
+from mem.regions import CODE, CODE_COPIES, CODE_COPIES_BYTES, CODE_TABLE, HOST
 from smp.code import Slot
 
-BUCKETS = 1 << 16
+BUCKETS = 1 << 18  # entries of the table at most; a power of two
+CODE_PER_ENTRY = 512  # bytes of code for which the table has an entry: blocks are seldom smaller
 PAGES = CODE_COPIES_BYTES >> 12  # code pages tracked; a power of two
+FIRST_STEP = 1  # the first step slot is --engine check's
+AGAIN = 1  # in place of a code address: there was no room, or what was known may be old; look once more
 PAGE_WAYS = 4  # records that a page may have
 
 
@@ -101,8 +104,13 @@ class CodeTable(Layout):
     """One for all."""
 
     lock: u32
-    full: u32
+    emptying: u32  # 1 while the cache is emptied: nobody may look anything up
     used: u64  # bytes of code
+    begin: u64  # where code begins, behind the fixed pieces
+    end: u64
+    steps_end: u64  # of the step slots
+    bucket_mask: u64
+    emptied: u64  # how often the cache was emptied
     epoch: u64  # counts fence.i on any hart
     blocks_made: u64
     instructions: u64  # in them
@@ -211,7 +219,7 @@ def check_page(page: int, need: int) -> int:
 
 @native(inline=True)
 def bucket(ppc: int, vpc: int) -> int:
-    return ((ppc >> 1) ^ (ppc >> 13) * 0x9E37 ^ (vpc >> 12) * 0x85EB) & (BUCKETS - 1)
+    return ((ppc >> 1) ^ (ppc >> 13) * 0x9E37 ^ (vpc >> 12) * 0x85EB) & table().bucket_mask
 
 
 WAYS = 4
@@ -230,7 +238,7 @@ def lookup(ppc: int, vpc: int, version: int) -> int:
     """The code of a block made from this version of its page, or 0."""
     at = bucket(ppc, vpc)
     for way in range(WAYS):
-        block = Block.at(ref(table().blocks[(at + way) & (BUCKETS - 1)]))
+        block = Block.at(ref(table().blocks[(at + way) & table().bucket_mask]))
         if is_block(block, ppc, vpc, version):
             # Another block may be put here meanwhile: the code counts if the entry is still the same behind it.
             code = aload64(ref(block.code))
@@ -240,21 +248,55 @@ def lookup(ppc: int, vpc: int, version: int) -> int:
 
 
 @native
+def is_stale(block: Block) -> int:
+    """Whether the entry's block can't be found any more, since its page has another version or no record.
+
+    Under the lock.
+    """
+    at = page_record(block.ppc & ~0xFFF)
+    return at == 0 or CodePage.at(at).version != block.version
+
+
+@native
+def place_for(ppc: int, vpc: int) -> int:
+    """The entry that a new block gets: its own old one, a free or a stale one, or else one of the ways in turn.
+
+    A block that loses its entry is still run by whoever is linked to it or has it in a jump cache.
+    """
+    t = table()
+    at = bucket(ppc, vpc)
+    chosen = (at + t.blocks_made % WAYS) & t.bucket_mask
+    for way in range(WAYS):
+        entry = (at + way) & t.bucket_mask
+        block = Block.at(ref(t.blocks[entry]))
+        if block.ppc == ppc and block.vpc == vpc:
+            return ref(t.blocks[entry])
+        if block.ppc == 0 or is_stale(block):
+            chosen = entry
+    return ref(t.blocks[chosen])
+
+
+@native
 def enter_block(ppc: int, vpc: int, version: int, code: int) -> None:
-    """Put a block into the table, in place of a stale or the first one.  Under the lock.
+    """Put a block into the table.  Under the lock.
 
     `ppc` is cleared first and set last; `lookup` looks at it before and after the code.
     """
-    at = bucket(ppc, vpc)
-    chosen = at
-    for way in range(WAYS):
-        block = Block.at(ref(table().blocks[(at + way) & (BUCKETS - 1)]))
-        if block.ppc == 0 or (block.ppc == ppc and block.vpc == vpc):
-            chosen = (at + way) & (BUCKETS - 1)
-            break
-    block = Block.at(ref(table().blocks[chosen]))
+    block = Block.at(place_for(ppc, vpc))
     astore64(ref(block.ppc), 0)
     astore64(ref(block.vpc), vpc)
     astore64(ref(block.code), code)
     astore64(ref(block.version), version)
     astore64(ref(block.ppc), ppc)
+
+
+@native
+def forget_all() -> None:
+    """Empty the cache.  Under the lock, with no hart in translated code (smp/quiesce.py)."""
+    t = table()
+    memory_set(ref(t.blocks), 0, (t.bucket_mask + 1) * Block.sizeof())
+    memory_set(ref(t.pages), 0, CodePage.sizeof() * PAGES)
+    t.asm.out = t.begin
+    t.used = t.begin - CODE
+    t.slots_used = FIRST_STEP
+    t.emptied += 1

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mem.memmap import MAX_HARTS, RAM_MAX, RAM_MIN, VIRTIO_SLOTS
+from mem.regions import CODE_BYTES, PAGE
 from smp.cpu import ConfigError, CpuConfig, near, parse_cpu
 
 SOCKET_PATH = 107  # unix(7): sun_path less its NUL
@@ -16,6 +17,8 @@ SOCKET_PATH = 107  # unix(7): sun_path less its NUL
 # What of -bios is not a file.
 BUILT_IN_SBI = "default"
 NO_FIRMWARE = "none"
+
+TB_SIZE_MIN = 128 << 10  # room for several of the largest blocks
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class MachineConfig:
     log: frozenset[str] = frozenset()
     log_file: Path | None = None
     engine: str = "interp"
+    tb_size: int = 128 << 20  # bytes of the translator's code cache
     stats: bool = False
     perfmap: bool = False
 
@@ -133,6 +137,11 @@ def _check_sizes(config: MachineConfig) -> None:
         raise ConfigError(f"-m {size_text(config.ram)}: RAM can be at most {size_text(RAM_MAX)}")
     if config.ram % 4096:
         raise ConfigError(f"-m {config.ram}b: RAM must be a multiple of 4096 bytes")
+    if not TB_SIZE_MIN <= config.tb_size <= CODE_BYTES:
+        least, most = size_text(TB_SIZE_MIN), size_text(CODE_BYTES)
+        raise ConfigError(f"-accel tcg,tb-size={size_text(config.tb_size)}: the code cache has {least} to {most}")
+    if config.tb_size % PAGE:
+        raise ConfigError(f"-accel tcg,tb-size={config.tb_size}b: must be a multiple of {PAGE} bytes")
 
 
 def size_text(size: int) -> str:

@@ -378,9 +378,16 @@ def emit_lr(ops: Ops, row: Row, variant: int) -> None:
     ops.put(LEFT, ops.left)
     ops.put(Hart.offset("slot"), ops.slot)
     sc_pc = ops.pc() + ops.imm() if variant == CONSTRAINED_LR else 0
+    flushes = ops.get(Hart.offset("code_flushes"))
     value = call(load_reserved, ops.hart, ops.x("rs1"), row.size, sc_pc)
     ops.unless_fault()
     ops.set_x(row.meaning(value))
+    if variant == WATCHED_LR:
+        # It may have answered other harts while it waited for them (smp/alarm.py:answer).
+        same, flushed = branch_to(ops.get(Hart.offset("code_flushes")) == flushes)
+        builder().position_at_end(flushed)
+        ops.leave(ops.pc() + ops.length, ops.left - 1)
+        builder().position_at_end(same)
     ops.next()
 
 

@@ -9,13 +9,13 @@ of it; an SC reached that way fails once, and its LR is watched from then on.
 from mem import reservation
 from mem.atomics import cas32, cas64, cas128, load8, load16, load32, load64, now_ns
 from mem.machine import Machine, is_ending
-from mem.mailbox import ALARM_WATCH, is_served, relax, request
+from mem.mailbox import ALARM_WATCH, request
 from mem.mmu import NO_FAULT, READ, WRITE, atomic_address, flush_writes, store_host
 from mem.native import native, ref
 from mem.regions import HOST, MACHINE, RESERVATIONS, STEPS, STEPS_BYTES
 from mem.reservation import NONE, Reservations
 from mem.word import sext32
-from smp.alarm import answer
+from smp.alarm import wait_for
 from smp.code import Slot
 from smp.hart import CONSTRAINED, NOTHING, STRAY, Hart
 
@@ -43,12 +43,7 @@ def arm(h: Hart, pa: int) -> None:
     flush_writes(h.mmu)
     for other in range(Machine.at(MACHINE).harts):
         if other != h.id:
-            ticket = request(other, ALARM_WATCH)
-            spins = 0
-            while not is_served(other, ticket) and not is_ending():
-                answer(h)
-                relax(spins)
-                spins += 1
+            wait_for(h, other, request(other, ALARM_WATCH))
     reservation.finish_watch(pa)
 
 

@@ -130,8 +130,8 @@ class Run:
         self.regions = open_regions(self.config.harts, self.config.ram)
         self.fds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2)]
         if self.config.translates:
-            open_code_cache(self.regions, self.config.perfmap)
-            prepare_cache()
+            open_code_cache(self.regions, self.config.tb_size, self.config.perfmap)
+            prepare_cache(self.config.tb_size)
         write_machine(self.config, boot, self.fds[0], self.fds[1], self.log_fd)
         if self.config.wants_blocks():
             self.blocks = BlockText(self.config, self.log_fd)

@@ -283,10 +283,10 @@ def read_d(text: str) -> Fields:
 
 
 def read_accel(text: str) -> Fields:
-    given = pairs("-accel", text, "accel", ("accel", "thread"))
+    given = pairs("-accel", text, "accel", ("accel", "thread", "tb-size"))
     one_of("-accel", given.get("accel", "tcg"), ("tcg", "kvm", "hvf"))
     one_of("-accel thread=", given.get("thread", "multi"), ("multi",), "; every hart is a process, use multi")
-    return {}
+    return {"tb_size": size("-accel tb-size", given["tb-size"])} if "tb-size" in given else {}
 
 
 def read_engine(text: str) -> Fields:
@@ -347,7 +347,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(("no-reboot",), "", "end when the guest reboots", flag(reboot=False)),
     Option(("d",), "ITEM[,ITEM...]", "log to stderr; -d help lists the items", read_d),
     Option(("D",), "FILE", "log to a file", file_reader("-D", "log_file")),
-    Option(("accel",), "tcg|kvm|hvf", "accepted for QEMU's command lines, has no effect", read_accel),
+    Option(("accel",), "tcg|kvm|hvf[,tb-size=N]", "accepted for QEMU's command lines; tb-size is the size of the "
+           "translator's code cache in MiB, or with a unit (128M)", read_accel),
     Option(("engine",), "interp|jit|check",
            "how instructions are executed: interpreted, or translated (x86-64 with BMI2); "
            "check compares the two on one hart, and ends at the first difference",

@@ -7,24 +7,22 @@ are those of the SBI specification.
 from mem.atomics import aload32, astore32, cas32, load8, store8
 from mem.bus import is_ram
 from mem.log import LOG_UNIMP, NO_SBI_CALL, log
-from mem.machine import POWER_OFF, RESET, Machine, end_machine, is_ending
+from mem.machine import POWER_OFF, RESET, Machine, end_machine
 from mem.mailbox import (
     ALARM_FENCE_I,
     ALARM_START,
     ALARM_TLB,
     SSIP,
     alarm,
-    is_served,
     mailbox,
     raise_pending,
-    relax,
     request,
 )
 from mem.native import native, ref
 from mem.regions import HOST
 from mem.regions import MACHINE as MACHINE_RECORD
 from mem.uart import NOTHING, uart_put, uart_take
-from smp.alarm import answer, fence_i
+from smp.alarm import fence_i, wait_for
 from smp.csr import write_mcycle, write_minstret
 from smp.hart import SIE, SUPERVISOR, Hart
 from smp.trap import flush_translations, update_view
@@ -167,16 +165,6 @@ def remote_fence(h: Hart, function: int) -> int:
             wait_for(h, hart, h.tickets[hart])
     h.x[A1] = 0
     return SUCCESS
-
-
-@native
-def wait_for(h: Hart, hart: int, ticket: int) -> None:
-    """Until another hart has answered; meanwhile this one answers too, so that two never block each other."""
-    spins = 0
-    while not is_served(hart, ticket) and not is_ending():
-        answer(h)
-        relax(spins)
-        spins += 1
 
 
 # Hart state management

@@ -31,9 +31,10 @@ def cache_line() -> str:
     """What the translator has made, for all harts."""
     t = CodeTable.at(CODE_TABLE)
     each = t.translate_ns / max(t.instructions, 1)
+    emptied = f", emptied {t.emptied} times" if t.emptied else ""
     return (
         f"  translated: {t.blocks_made} blocks of {t.instructions} instructions, {t.used} bytes, "
-        f"{t.translate_ns / 1e6:.1f} ms, {each:.0f} ns an instruction{', cache full' if t.full else ''}"
+        f"{t.translate_ns / 1e6:.1f} ms, {each:.0f} ns an instruction{emptied}"
     )
 
 

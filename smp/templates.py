@@ -371,6 +371,7 @@ def step_slot(number: int, word: int) -> int:
     decode_into(slot, word, t.asm.pc, 0)
     Slot.at(slot + 16).handler = handler_of(STEP_END)
     Slot.at(slot + 32).handler = handler_of(STEP_END)
+    Slot.at(slot + 48).handler = 0  # the cache may have been emptied: an LR's note not to fuse it
     Slot.at(slot + 48).imm = word
     return slot
 

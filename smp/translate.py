@@ -13,10 +13,10 @@ an instruction that traps, puts the rest back.
 from mem.atomics import load32, store32
 from mem.machine import Machine
 from mem.native import emitted, native, ref, table, unit
-from mem.regions import CODE, CODE_ALIAS, CODE_BYTES, CODE_TABLE, MACHINE, STEPS_BYTES
+from mem.regions import CODE, CODE_ALIAS, CODE_TABLE, MACHINE, STEPS, STEPS_SHARE
 from mem.word import I64, V, builder, lts, sext32
 from smp.code import Slot
-from smp.codecache import CodeTable, Stub, enter_block, lookup, text_of
+from smp.codecache import AGAIN, BUCKETS, CODE_PER_ENTRY, FIRST_STEP, CodeTable, Stub, enter_block, lookup, text_of
 from smp.decode import (
     KIND,
     LIST,
@@ -257,7 +257,7 @@ def t_step(number: int, word: int, length: int) -> None:
 def enough_room() -> int:
     """Whether another block fits into the cache."""
     t = CodeTable.at(CODE_TABLE)
-    return t.asm.out + BLOCK_ROOM < CODE + CODE_BYTES and (t.slots_used + MAX_INSTRUCTIONS) * STEP_BYTES < STEPS_BYTES
+    return t.asm.out + BLOCK_ROOM < t.end and STEPS + (t.slots_used + MAX_INSTRUCTIONS) * STEP_BYTES < t.steps_end
 
 
 @native
@@ -321,11 +321,13 @@ def is_lr(word: int) -> int:
 
 @native
 def translate_block(ppc: int, vpc: int, version: int) -> int:
-    """Translate the block that begins here and enter it into the table; 0 when it can't be.  Under the lock."""
+    """Translate the block that begins here and enter it into the table; 0 when it can't be.  Under the lock.
+
+    AGAIN when the cache is full.
+    """
     a = cursor()
     if not enough_room():
-        CodeTable.at(CODE_TABLE).full = 1
-        return 0
+        return AGAIN
     while a.out & 15:
         byte(0x90)
     a.start = here()
@@ -585,9 +587,17 @@ def make_call(function: int) -> int:
 
 
 @native
-def prepare_cache() -> None:
-    """Put the fixed pieces at the start of the cache; once, by the supervisor."""
-    a = cursor()
+def prepare_cache(code_bytes: int) -> None:
+    """Put the fixed pieces at the start of a cache of this size; once, by the supervisor."""
+    t = CodeTable.at(CODE_TABLE)
+    t.end = CODE + code_bytes
+    t.steps_end = STEPS + code_bytes // STEPS_SHARE
+    entries = BUCKETS
+    while entries * CODE_PER_ENTRY > code_bytes:
+        entries >>= 1
+    t.bucket_mask = entries - 1
+    t.slots_used = FIRST_STEP
+    a = t.asm
     a.out = CODE
     a.enter = here()
     push_all()
@@ -618,6 +628,7 @@ def prepare_cache() -> None:
     a.call_step = make_call(address_of(1))
     a.load_fp = here()
     load_pinned_fp()
+    t.begin = here()
 
 
 @emitted

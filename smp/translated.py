@@ -4,17 +4,19 @@ from typing import Any
 
 from llvmlite import ir
 
-from mem.atomics import aload32, now_ns, spin_lock, spin_unlock
+from mem.atomics import aload32, now_ns
+from mem.machine import is_ending
 from mem.mmu import EXECUTE, NO_FAULT, PAGE_MASK, note_large, pmp_allows, read_slow, write_slow
 from mem.native import Record, emitted, native, ref, table
 from mem.regions import CODE_TABLE
 from mem.word import I64, V, builder, raw, sext8, sext16, sext32
 from smp.blocklog import record_block
 from smp.code import fetch_page
-from smp.codecache import CodeTable, check_page, lookup, version_of
+from smp.codecache import AGAIN, CodeTable, check_page, lookup, version_of
 from smp.fpformat import DZ, NV, NX, OF, UF
 from smp.hart import FETCH_ENTRIES, FP_ALLOWED, FS, JUMP_ENTRIES, Hart
 from smp.interpreter import run_slot
+from smp.quiesce import empty_cache, free_lock, take_lock
 from smp.trap import take_fault
 
 GO_ON, LEAVE = 0, 1
@@ -132,15 +134,15 @@ def physical_pc(h: Hart) -> int:
 @native
 def find_code(h: Hart) -> int:
     """The translated code for `h.pc`, made if need be; 0 when the interpreter must run it."""
-    ppc = physical_pc(h)
-    if ppc == 0 or h.misaligned:
-        return 0
-    page = ppc & PAGE_MASK
-    version = version_of(page, h.epoch)
-    code = lookup(ppc, h.pc, version) if version else 0
-    if code == 0:
-        code = make_code(h, ppc)
+    code = AGAIN
+    while code == AGAIN:
+        ppc = physical_pc(h)
+        if ppc == 0 or h.misaligned:
+            return 0
+        code = known_code(h, ppc)
         if code == 0:
+            code = make_code(h, ppc)
+        if code == 0 or (code == AGAIN and is_ending()):
             return 0
     bank = 2 if h.privilege == 3 else h.privilege
     entry = h.jump_banks[bank * JUMP_ENTRIES + ((h.pc >> 1) & (JUMP_ENTRIES - 1))]
@@ -151,19 +153,30 @@ def find_code(h: Hart) -> int:
 
 
 @native
+def known_code(h: Hart, ppc: int) -> int:
+    """The code of a block that is there already, or 0."""
+    if aload32(ref(CodeTable.at(CODE_TABLE).emptying)):
+        return 0
+    version = version_of(ppc & PAGE_MASK, h.epoch)
+    return lookup(ppc, h.pc, version) if version else 0
+
+
+@native
 def make_code(h: Hart, ppc: int) -> int:
-    """Translate under the lock, unless another hart just did."""
-    from_table = CodeTable.at(CODE_TABLE)
-    spin_lock(ref(from_table.lock))
+    """Translate under the lock, unless another hart just did; AGAIN when `ppc` may have become another meanwhile."""
+    if not take_lock(h):
+        return AGAIN
     version = check_page(ppc & PAGE_MASK, h.epoch)
     code = lookup(ppc, h.pc, version)
-    if code == 0 and not from_table.full:
+    if code == 0:
         started = now_ns()
         code = translate(ppc, h.pc, version)
-        from_table.translate_ns += now_ns() - started
-        if code:
+        CodeTable.at(CODE_TABLE).translate_ns += now_ns() - started
+        if code == AGAIN:
+            empty_cache(h)
+        elif code:
             record_block(h, ppc, code)
-    spin_unlock(ref(from_table.lock))
+    free_lock()
     return code
 
 
@@ -195,6 +208,7 @@ def run_translated(h: Hart, quantum: int) -> int:
     while True:
         site = h.link
         h.link = 0
+        flushes = h.code_flushes
         code = find_code(h)
         if code == 0:
             if h.mmu.cause != NO_FAULT:
@@ -202,7 +216,8 @@ def run_translated(h: Hart, quantum: int) -> int:
             else:
                 done = 0
             break
-        if site > 1 and physical_pc(h) & PAGE_MASK == h.link_page:
+        # The block that the jump is in may be gone by now.
+        if site > 1 and h.code_flushes == flushes and physical_pc(h) & PAGE_MASK == h.link_page:
             link(site, code)
         ready_fp(h)
         enter_code(h, CodeTable.at(CODE_TABLE).asm.enter, code)

@@ -68,6 +68,7 @@ def flush_fetch(h: Hart) -> None:
 @native
 def flush_jumps(h: Hart) -> None:
     """Forget which code belongs to which virtual pc."""
+    h.code_flushes += 1
     for bank in range(3):
         if h.jumps_used[bank]:
             memory_set(ref(h.jump_banks[bank * JUMP_ENTRIES]), 0xFF, JumpEntry.sizeof() * JUMP_ENTRIES)

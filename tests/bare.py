@@ -156,18 +156,20 @@ class Bare:
 
 
 @contextmanager
-def bare_machine(harts: int = 1, ram: int = RAM_BYTES, cpu: str = "rv64", runs: str = "interp") -> Iterator[Bare]:
+def bare_machine(
+    harts: int = 1, ram: int = RAM_BYTES, cpu: str = "rv64", runs: str = "interp", tb_size: int = 128 << 20
+) -> Iterator[Bare]:
     """Open one in this process, which can hold only one; decoded code is mapped for this process alone.
 
-    `runs` is the machine's --engine.
+    `runs` is the machine's --engine, `tb_size` the size of its code cache.
     """
     engine.load()
-    config = MachineConfig(harts=harts, ram=ram, cpu=CpuConfig(parse_cpu(cpu).mask), engine=runs)
+    config = MachineConfig(harts=harts, ram=ram, cpu=CpuConfig(parse_cpu(cpu).mask), engine=runs, tb_size=tb_size)
     opened = regions.open_regions(harts, ram)
     try:
         if config.translates:
-            regions.open_code_cache(opened)
-            prepare_cache()
+            regions.open_code_cache(opened, config.tb_size)
+            prepare_cache(config.tb_size)
         map_fixed(regions.DECODED, DECODED_BYTES)
         yield Bare(opened, config)
     finally:

@@ -66,6 +66,7 @@ PROGRAMS: list[tuple[str, tuple[int, ...], str]] = [
     ("tearing", MANY, "aligned_accesses_do_not_tear"),
     ("fencei", MANY, "new_code_runs_on_other_harts_after_fence_i"),
     ("fencei_racing", MANY, "code_rewritten_under_running_harts_is_old_or_new"),
+    ("many_blocks", (1, 2, 4), "much_code_runs_on_all_harts_whatever_else_they_do"),
     ("shootdown", MANY, "a_changed_pte_holds_after_ipi_and_sfence_vma"),
 ]
 

@@ -36,4 +36,4 @@ def test_translated_programs_do_what_is_defined(translating: Bare, privilege: in
         _, different = compare(translating, program, ALL_EXTENSIONS)
         assert not different, f"seed {seed}: {different}"
     table = CodeTable.at(CODE_TABLE)
-    assert table.blocks_made > PROGRAMS and not table.full
+    assert table.blocks_made > PROGRAMS and not table.emptied

@@ -77,6 +77,8 @@ def test_nothing_given_is_the_default_machine():
         (["-no-reboot"], {"reboot": False}),
         (["-d", "int,unimp", "-D", "log"], {"log": frozenset({"int", "unimp"}), "log_file": Path("log")}),
         (["-accel", "tcg,thread=multi"], {}),
+        (["-accel", "tcg,tb-size=64"], {"tb_size": 64 << 20}),
+        (["-accel", "tcg,tb-size=256K"], {"tb_size": 256 << 10}),
         (["--engine", "interp", "--stats"], {"stats": True}),
         (["-smp", "2", "-smp", "3"], {"harts": 3}),
     ],

@@ -33,6 +33,7 @@ class Machine(Layout):
     blocks_fd: u32  # where records of translated blocks go (smp/blocklog.py), 0 when nobody wants them
     blocks_lost: u32  # 1 when one could not be written
     check: u32  # 1 when the interpreter checks the translator
+    optimizer_fd: u32  # eventfd that wakes the optimizer, 0 when there is none
     one: u64  # 1, what a kick writes
 
 

@@ -26,6 +26,7 @@ WINDOWS = SHARED + 0x8_0000  # mem/window.py: virtio register files and the requ
 RESERVATIONS = SHARED + 0x10_0000  # mem/reservation.py
 LOG_LINES = SHARED + 0x18_0000  # mem/log.py: a line buffer a hart
 BLOCK_RECORD = LOG_LINES + 0x1_0000  # smp/blocklog.py: the record that is being written
+HOT = SHARED + 0x19_0000  # smp/hot.py: blocks that harts are busy with
 SHARED_BYTES = 0x20_0000
 WATCHED = 0x0F08_0000_0000  # mem/reservation.py: a byte for every page of RAM
 HARTS = 0x0F10_0000_0000  # smp/hart.py: a record every HART_STRIDE

@@ -92,6 +92,7 @@ class Asm(Layout):
     bare_exit: u64
     call_access: u64
     call_step: u64
+    loop_access: u64
     load_fp: u64
     decoded: Slot
     inner: Slot  # an instruction that is looked ahead at

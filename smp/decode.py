@@ -42,7 +42,8 @@ def has_x_result(row: Row) -> bool:
     return row.kind in X_RESULT or (row.kind is Kind.FP and row.to is None)
 
 
-def _bucket(word: int, bits: int) -> int:
+def row_bucket(word: int, bits: int) -> int:
+    """Which of the lists of rows a word is looked up in."""
     if bits == 32:
         return (word >> 2 & 31) << 3 | (word >> 12 & 7)
     return 256 + ((word & 3) << 3 | word >> 13 & 7)
@@ -59,7 +60,7 @@ def _buckets() -> list[list[int]]:
         free = _INDEX_BITS[row.bits] & ~row.mask
         chosen, subset = set(), free
         while True:
-            chosen.add(_bucket(row.match | subset, row.bits))
+            chosen.add(row_bucket(row.match | subset, row.bits))
             if subset == 0:
                 break
             subset = (subset - 1) & free

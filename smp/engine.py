@@ -15,6 +15,7 @@ MODULES = (
     "mem.machine",
     "smp.loop",
     "smp.translate",
+    "smp.loopinstall",
     "mem.clock",
     "mem.clint",
     "mem.plic",

@@ -24,6 +24,7 @@ from smp.config import MachineConfig
 from smp.cpu import ConfigError
 from smp.devicetree import plan_boot
 from smp.io_setup import io_config
+from smp.optimizer import run_optimizer
 from smp.process import run_hart_process
 from smp.stats import print_stats
 from smp.translate import prepare_cache
@@ -96,6 +97,7 @@ class Run:
     blocks: BlockText | None = None
     harts: list[Any] = field(default_factory=list)
     io_process: Any = None
+    optimizer: Any = None
     fds: list[int] = field(default_factory=list)
     killed_by: int = 0
     running: bool = False
@@ -129,10 +131,13 @@ class Run:
         boot = plan_boot(self.config)
         self.regions = open_regions(self.config.harts, self.config.ram)
         self.fds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2)]
+        self.fds.append(os.eventfd(0, os.EFD_CLOEXEC))
         if self.config.translates:
             open_code_cache(self.regions, self.config.tb_size, self.config.perfmap)
             prepare_cache(self.config.tb_size)
         write_machine(self.config, boot, self.fds[0], self.fds[1], self.log_fd)
+        if self.config.engine == "jit":
+            machine().optimizer_fd = self.fds[2]
         if self.config.wants_blocks():
             self.blocks = BlockText(self.config, self.log_fd)
         write_ram(self.regions, boot)
@@ -156,13 +161,16 @@ class Run:
             hart = context.Process(target=run_hart_process, args=args, name=f"hart {number}")
             hart.start()
             self.harts.append(hart)
+        if self.config.engine == "jit":
+            self.optimizer = context.Process(target=run_optimizer, args=(os.getpid(), self.fds[2]), name="optimizer")
+            self.optimizer.start()
         if self.blocks and self.config.perfmap:
             self.blocks.open_maps([os.getpid(), *(hart.pid for hart in self.harts)])
 
     def watch(self) -> tuple[int, int]:
         """Wait for the end, orderly or not."""
         m = machine()
-        everyone = [*self.harts, self.io_process]
+        everyone = self.everyone()
         while not m.ending:
             ready = wait([self.fds[0], *(p.sentinel for p in everyone)], PERIOD if self.blocks else None)
             if self.blocks:
@@ -197,9 +205,13 @@ class Run:
             wait([p.sentinel for p in alive], min(left, 0.1))
         return True
 
+    def everyone(self) -> list[Any]:
+        """All processes that were started."""
+        return [p for p in [*self.harts, self.io_process, self.optimizer] if p is not None]
+
     def stop_all(self) -> None:
         """Kill what still runs."""
-        everyone = [p for p in [*self.harts, self.io_process] if p is not None]
+        everyone = self.everyone()
         for process in everyone:
             if process.is_alive():
                 process.kill()
@@ -209,9 +221,8 @@ class Run:
     def close(self) -> None:
         """Leave nothing: processes, descriptors, mappings."""
         self.stop_all()
-        for process in [*self.harts, self.io_process]:
-            if process is not None:
-                process.close()
+        for process in self.everyone():
+            process.close()
         for fd in self.fds:
             os.close(fd)
         self.fds = []

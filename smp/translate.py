@@ -93,7 +93,7 @@ MAX_INSTRUCTIONS = 64
 BLOCK_ROOM = 16384  # bytes that a block and its stubs can take at most
 
 LOAD_DOUBLE = LOAD[0]
-LINK_PAGE = Hart.offset("link_page")
+LINK_PAGE, LOOP_STACK = Hart.offset("link_page"), Hart.offset("loop_stack")
 LEFT_FIELD, PC_FIELD, LINK_FIELD, JUMPS, ALARM = (Hart.offset(n) for n in ("left", "pc", "link", "jumps", "alarm"))
 MXCSR, HOST_MXCSR, FP_INLINE, F = (Hart.offset(n) for n in ("mxcsr", "host_mxcsr", "fp_inline", "f"))
 CONDITIONS = {"beq": EQUAL, "bne": NOT_EQUAL, "blt": LESS, "bge": NOT_LESS, "bltu": BELOW, "bgeu": NOT_BELOW}
@@ -587,6 +587,28 @@ def make_call(function: int) -> int:
 
 
 @native
+def make_loop_access(function: int) -> int:
+    """Code that a loop's function calls for `access`, with its arguments.
+
+    When the hart must leave, that function is not returned to: the cache may have been emptied during the call.
+    """
+    start = here()
+    byte(0x50 | RDI)
+    load_constant(RAX, function)
+    op_reg(0, 0xFF, 2, RAX)
+    byte(0x58 | RDI)
+    op_reg(1, 0x85, RAX, RAX)
+    out = jump_if(NOT_EQUAL)
+    byte(0xC3)
+    aim(out, here())
+    op_reg(1, 0x8B, HART, RDI)
+    op_mem(1, 0x8B, RSP, HART, LOOP_STACK)
+    store_mxcsr(MXCSR)
+    jump_to(cursor().bare_exit)
+    return start
+
+
+@native
 def prepare_cache(code_bytes: int) -> None:
     """Put the fixed pieces at the start of a cache of this size; once, by the supervisor."""
     t = CodeTable.at(CODE_TABLE)
@@ -626,6 +648,7 @@ def prepare_cache(code_bytes: int) -> None:
     pop_all()
     a.call_access = make_call(address_of(0))
     a.call_step = make_call(address_of(1))
+    a.loop_access = make_loop_access(address_of(0))
     a.load_fp = here()
     load_pinned_fp()
     t.begin = here()

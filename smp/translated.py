@@ -5,21 +5,23 @@ from typing import Any
 from llvmlite import ir
 
 from mem.atomics import aload32, now_ns
-from mem.machine import is_ending
+from mem.machine import Machine, is_ending
 from mem.mmu import EXECUTE, NO_FAULT, PAGE_MASK, note_large, pmp_allows, read_slow, write_slow
 from mem.native import Record, emitted, native, ref, table
-from mem.regions import CODE_TABLE
+from mem.regions import CODE_TABLE, MACHINE
 from mem.word import I64, V, builder, raw, sext8, sext16, sext32
 from smp.blocklog import record_block
 from smp.code import fetch_page
 from smp.codecache import AGAIN, CodeTable, check_page, lookup, version_of
 from smp.fpformat import DZ, NV, NX, OF, UF
 from smp.hart import FETCH_ENTRIES, FP_ALLOWED, FS, JUMP_ENTRIES, Hart
+from smp.hot import note_busy
 from smp.interpreter import run_slot
 from smp.quiesce import empty_cache, free_lock, take_lock
 from smp.trap import take_fault
 
 GO_ON, LEAVE = 0, 1
+MOST_TAKEN = 64  # instructions that a block takes off the quantum at once
 
 
 @native
@@ -200,6 +202,14 @@ def enter_code(h: Hart, enter: int, code: int) -> None:
 
 
 @native
+def note_hart(h: Hart) -> None:
+    """The quantum is used up: what runs now is a sample of what is busy."""
+    ppc = physical_pc(h)
+    if ppc:
+        note_busy(ppc, h.pc, version_of(ppc & PAGE_MASK, h.epoch))
+
+
+@native
 def run_translated(h: Hart, quantum: int) -> int:
     """Run about `quantum` instructions; 0 when the interpreter must go on at `h.pc`."""
     h.left = quantum
@@ -222,6 +232,8 @@ def run_translated(h: Hart, quantum: int) -> int:
         ready_fp(h)
         enter_code(h, CodeTable.at(CODE_TABLE).asm.enter, code)
         if h.link == 0:
+            if h.left < MOST_TAKEN and Machine.at(MACHINE).optimizer_fd:
+                note_hart(h)
             break
         h.chain_misses += 1
     collect_flags(h)

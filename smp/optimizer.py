@@ -1,0 +1,85 @@
+"""The optimizer's process: loops that harts are busy with are compiled by LLVM and put into the code cache."""
+
+import ctypes
+import os
+import signal
+import time
+from typing import Any, NoReturn
+
+from llvmlite import binding as llvm
+
+from mem.machine import machine
+from mem.regions import CODE_TABLE, HOT
+from smp.codecache import CodeTable
+from smp.hot import REQUESTS, HotBlocks
+from smp.loopcode import LoopCode, compile_loop, is_known
+from smp.loopfinder import PAGE, Page, entries, find_loop
+from smp.loopinstall import copy_page, enter_loop, finish_install, put_code
+
+PR_SET_PDEATHSIG = 1
+NICENESS = 5
+
+
+def run_optimizer(supervisor: int, fd: int) -> NoReturn:
+    """The main function of the forked process: `fd` is the eventfd that requests come by.  Runs until it is killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:
+        os._exit(1)
+    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGTTOU, signal.SIGPIPE):
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.nice(NICENESS)
+    optimizer = Optimizer()
+    while True:
+        os.read(fd, 8)
+        optimizer.take_requests()
+
+
+class Optimizer:
+    """Compiles what is asked for."""
+
+    def __init__(self) -> None:
+        self.target = position_independent_target()
+        self.done: set[tuple[int, int, int]] = set()  # all blocks of the loops made: ppc, vpc, version
+
+    def take_requests(self) -> None:
+        hot = HotBlocks.at(HOT)
+        while hot.taken != hot.asked:
+            request = hot.request[hot.taken % REQUESTS]
+            wanted = request.ppc, request.vpc, request.version
+            hot.taken += 1
+            began = time.monotonic_ns()
+            if wanted not in self.done:
+                hot.loops += self.optimize(*wanted)
+            hot.compile_ns += time.monotonic_ns() - began
+
+    def optimize(self, ppc: int, vpc: int, version: int) -> bool:
+        """Compile and install the loop that holds this pc; whether there was one."""
+        data = ctypes.create_string_buffer(PAGE)
+        if not copy_page(ppc & ~(PAGE - 1), version, ctypes.addressof(data)):
+            return False
+        blocks = find_loop(Page(data.raw, vpc, machine().extensions, is_known), vpc)
+        if not blocks:
+            return False
+        starts = entries(blocks, vpc)
+        code = compile_loop(LoopCode(blocks, starts, CodeTable.at(CODE_TABLE).asm.loop_access).emit(), self.target)
+        source = ctypes.create_string_buffer(code, len(code))
+        function = put_code(ctypes.addressof(source), len(code))
+        if function == 0:
+            return False
+        for index, start in enumerate(starts):
+            enter_loop(function, index, ppc - vpc + start, start, version)
+        finish_install()
+        self.done |= {(ppc - vpc + i.pc, i.pc, version) for block in blocks.values() for i in block.instructions}
+        return True
+
+
+def position_independent_target() -> Any:
+    """LLVM's description of this host, for code that may lie anywhere."""
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=2,
+        reloc="pic",
+        codemodel="small",
+    )

@@ -1,0 +1,200 @@
+"""The optimizer: what it takes for a loop, and that its code does what the interpreter does."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from bare import RAM_BASE, Bare, Instruction, bare_machine, encode, i
+
+from mem.mailbox import ALARM_STOP, Mailbox, alarm
+from mem.regions import CODE_TABLE, MAILBOXES
+from smp.boot import check_engine
+from smp.codecache import CodePage, CodeTable, page_record
+from smp.config import MachineConfig
+from smp.cpu import ConfigError
+from smp.interpreter import run_quantum
+from smp.loopcode import is_known
+from smp.loopfinder import Page, entries, find_loop
+from smp.optimizer import Optimizer
+from smp.row import ROWS, Field, Kind
+from smp.rows import ALL_EXTENSIONS
+from smp.translated import run_translated
+
+DATA = RAM_BASE + 0x10_0000
+HEAD = RAM_BASE + 16
+COUNT, BASES, FREE = 5, (8, 9), (1, 2, 6, 7, 10, 11, 12, 13, 28)
+EBREAK = 3
+
+
+def loop_of(*instructions: Instruction, head: int = RAM_BASE) -> tuple[list[int], list[int]]:
+    """Where the loop's instructions and entries are, counted from the first instruction."""
+    data = encode(*instructions).ljust(4096, b"\0")
+    blocks = find_loop(Page(data, RAM_BASE, ALL_EXTENSIONS, is_known), head)
+    inside = sorted(n.pc - RAM_BASE for block in blocks.values() for n in block.instructions)
+    return inside, [pc - RAM_BASE for pc in entries(blocks, head)] if blocks else []
+
+
+NOP = i("addi", rd=0, rs1=0, imm=0)
+
+
+def test_a_loop_is_what_leads_back_to_its_head() -> None:
+    back = i("bne", rs1=5, rs2=0, imm=-8)
+    assert loop_of(NOP, NOP, NOP, back, NOP, head=RAM_BASE + 4) == ([4, 8, 12], [4])
+    assert loop_of(NOP, NOP, NOP, NOP) == ([], [])
+
+
+def test_the_loops_around_belong_to_it() -> None:
+    inner, outer = i("bne", rs1=5, rs2=0, imm=-4), i("jal", rd=0, imm=-12)
+    assert loop_of(NOP, NOP, inner, outer, head=RAM_BASE + 4) == ([0, 4, 8, 12], [4, 0])
+
+
+@pytest.mark.parametrize("leaving", [i("jalr", rd=1, rs1=1, imm=0), i("jal", rd=1, imm=64), i("ecall"), 0xFFFFFFFF])
+def test_what_leaves_the_page_or_is_not_known_ends_a_path(leaving: Instruction) -> None:
+    over, back = i("bne", rs1=6, rs2=0, imm=8), i("bne", rs1=5, rs2=0, imm=-12)
+    assert loop_of(NOP, over, leaving, back) == ([0, 4, 12], [0])
+    assert loop_of(NOP, leaving, back) == ([], [])
+
+
+@pytest.fixture(scope="module")
+def translating() -> Iterator[Bare]:
+    try:
+        check_engine(MachineConfig(engine="jit"))
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with bare_machine(runs="jit") as made:
+        yield made
+
+
+def optimize(bare: Bare, head: int) -> bool:
+    """Have the loop at `head` compiled, whose page has been translated before."""
+    return Optimizer().optimize(head, head, CodePage.at(page_record(head & ~0xFFF)).version)
+
+
+def random_body(source: random.Random) -> list[Instruction]:
+    """Arithmetic, accesses in and across pages (misaligned ones too), branches over a few instructions."""
+    rows = [r for r in ROWS.values() if is_known(r) and r.bits == 32 and r.kind in (Kind.ALU, Kind.LOAD, Kind.STORE)]
+    body: list[Instruction] = []
+    for _ in range(source.randint(2, 14)):
+        row = source.choice(rows if source.random() < 0.6 else [r for r in rows if r.size])
+        fields = dict.fromkeys(row.fields, 0)
+        for name in fields:
+            if name in ("rd", "rs1", "rs2"):
+                fields[name] = source.choice(FREE)
+        if row.size:
+            fields["rs1"] = source.choice(BASES)
+            fields["imm"] = source.choice((0, 8, 16, -8, 4, 2, 1)) if source.random() < 0.9 else source.randint(-64, 64)
+        elif "imm" in fields:
+            fields["imm"] = random_immediate(source, row.fields["imm"])
+        body.append((row.name, fields))
+    for _ in range(source.randint(0, 2)):
+        at = source.randrange(len(body))
+        name = source.choice(("beq", "bne", "blt", "bge", "bltu", "bgeu"))
+        over = 4 * source.randint(1, len(body) - at + 1)
+        body.insert(at, i(name, rs1=source.choice(FREE), rs2=source.choice((0, *FREE)), imm=over))
+    return body
+
+
+def random_immediate(source: random.Random, field: Field) -> int:
+    value = sum(source.choice((0, 1, (1 << n) - 1, source.getrandbits(n))) << at for _, n, at in field.pieces)
+    top = max(n + at for _, n, at in field.pieces)
+    return value - (1 << top) if field.signed and value >> (top - 1) else value
+
+
+def write_loop(bare: Bare, body: list[Instruction], steps: tuple[int, int]) -> None:
+    """The loop: body, base registers moved on, counted down; an ebreak behind."""
+    ahead = [i("addi", rd=base, rs1=base, imm=step) for base, step in zip(BASES, steps, strict=True)]
+    whole = [*body, *ahead, i("addi", rd=COUNT, rs1=COUNT, imm=-1)]
+    back = i("bne", rs1=COUNT, rs2=0, imm=-4 * len(whole))
+    bare.put(HEAD, *whole, back, i("ebreak"), i("ebreak"))
+
+
+State = tuple[list[int], int, int, int, bytes]
+
+
+def outcome(bare: Bare, interpreted: bool, seed: str, count: int) -> State:
+    """Run the loop from a state that the seed gives: registers, instructions retired, cause, pc, data."""
+    source = random.Random(seed)
+    h = bare.h
+    for number in range(1, 32):
+        h.x[number] = source.choice((source.getrandbits(64), source.getrandbits(8), 0, (1 << 64) - 1))
+    h.x[COUNT], h.x[8], h.x[9] = count, DATA + 4096 + source.choice((0, 8, 4000)), DATA + 8192 + source.choice((0, 4))
+    bare.poke(DATA, source.randbytes(0x8000))
+    h.pc, before, traps = HEAD, h.instret, h.traps
+    while h.traps == traps:
+        if interpreted:
+            run_quantum(h, 500)
+        elif not run_translated(h, 500):
+            run_quantum(h, 1)
+    return list(h.x[:32]), h.instret - before, h.mcause, h.mepc, bare.peek(DATA, 0x8000)
+
+
+def test_loops_do_what_the_interpreter_does(translating: Bare) -> None:
+    bare, made = translating, 0
+    for seed in range(60):
+        source = random.Random(seed)
+        write_loop(bare, random_body(source), source.choice(((8, 8), (4, -4), (1, 2040), (0, 16))))
+        bare.forget_code()
+        count = source.choice((1, 2, 30, 300))
+        outcome(bare, False, f"{seed}", 3)
+        assert optimize(bare, HEAD)
+        loops = [outcome(bare, interpreted, f"{seed}", count) for interpreted in (False, True)]
+        assert loops[0] == loops[1], f"seed {seed}"
+        made += 1
+    assert made == 60
+
+
+def test_a_fault_in_a_loop_is_exact(translating: Bare) -> None:
+    """The pointer runs out of RAM: everything before that access has happened, nothing behind it."""
+    bare = translating
+    bare.put(HEAD, i("addi", rd=6, rs1=6, imm=1), i("sd", rs2=6, rs1=8, imm=0), i("add", rd=8, rs1=8, rs2=7),
+             i("bne", rs1=7, rs2=0, imm=-12), i("ebreak"))  # fmt: skip
+    bare.forget_code()
+    for _ in range(2):  # the first to have it translated
+        bare.h.x[6], bare.h.x[7], bare.h.x[8] = 0, 0x1000, RAM_BASE + bare.config.ram - 0x5000
+        before = bare.h.instret
+        trapped = bare.run(HEAD)
+        assert trapped == (7, RAM_BASE + bare.config.ram, HEAD + 4)
+        assert bare.h.x[6] == 6 and bare.h.instret - before == 21
+        assert optimize(bare, HEAD)
+
+
+def test_a_loop_without_end_heeds_quantum_and_alarm(translating: Bare) -> None:
+    bare, h = translating, translating.h
+    bare.put(HEAD, i("ld", rd=6, rs1=8, imm=0), i("addi", rd=7, rs1=7, imm=1), i("jal", rd=0, imm=-8))
+    bare.forget_code()
+    h.x[7], h.x[8], h.pc = 0, DATA, HEAD
+    run_translated(h, 1000)
+    assert optimize(bare, HEAD)
+    h.x[7], h.pc, before = 0, HEAD, h.instret
+    run_translated(h, 1000)
+    retired = h.instret - before
+    assert 1000 <= retired < 1003 and h.pc == HEAD and h.x[7] == retired // 3
+    alarm(0, ALARM_STOP)
+    run_translated(h, 1000)
+    assert h.instret - before == retired
+    Mailbox.at(MAILBOXES).alarm = 0
+
+
+def test_changed_code_is_not_the_old_loop(translating: Bare) -> None:
+    bare, h = translating, translating.h
+    for step in (1, 2, 1):
+        write_loop(bare, [i("addi", rd=6, rs1=6, imm=step)], (0, 0))
+        bare.forget_code()
+        for _ in range(2):
+            h.x[COUNT], h.x[6] = 100, 0
+            assert bare.run(HEAD).cause == EBREAK and h.x[6] == 100 * step
+            assert optimize(bare, HEAD)
+
+
+def test_a_block_in_front_of_the_loop_comes_to_its_new_code(translating: Bare) -> None:
+    bare, h = translating, translating.h
+    write_loop(bare, [i("addi", rd=6, rs1=6, imm=1)], (0, 0))
+    bare.put(HEAD - 4, i("jal", rd=0, imm=4))
+    bare.forget_code()
+    h.x[COUNT] = 2
+    bare.run(HEAD - 4)
+    assert optimize(bare, HEAD)
+    blocks = CodeTable.at(CODE_TABLE).blocks_made
+    h.x[COUNT], h.x[6] = 1000, 0
+    assert bare.run(HEAD - 4).cause == EBREAK and h.x[6] == 1000
+    assert CodeTable.at(CODE_TABLE).blocks_made == blocks

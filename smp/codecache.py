@@ -94,6 +94,7 @@ class Asm(Layout):
     call_step: u64
     loop_access: u64
     load_fp: u64
+    call_system: list[u64] = many(4)
     decoded: Slot
     inner: Slot  # an instruction that is looked ahead at
     stub: list[Stub] = many(MAX_STUBS)

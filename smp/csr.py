@@ -40,7 +40,7 @@ from smp.hart import (
     UXL,
     Hart,
 )
-from smp.trap import STCE, flush_translations, pending, update_view
+from smp.trap import STCE, flush_translations, pending, timers_due, update_view
 
 ALL = (1 << 64) - 1
 ADUE, PBMTE = 1 << 61, 1 << 62
@@ -169,7 +169,10 @@ def write_mcountinhibit(h: Hart, value: int) -> None:
 
 @native
 def read_time(h: Hart) -> int:
-    return mtime()
+    """Software that has seen its deadline pass may count on the interrupt once it enables it."""
+    now = mtime()
+    timers_due(h, now)
+    return now
 
 
 @native
@@ -300,7 +303,13 @@ def stimecmp_allowed(h: Hart, number: int) -> int:
     return h.privilege == MACHINE or (h.mmu.menvcfg & STCE != 0 and h.mcounteren & 2 != 0)
 
 
-stored(0x14D, "stimecmp", allowed=stimecmp_allowed)
+@native
+def write_stimecmp(h: Hart, value: int) -> None:
+    h.stimecmp = value
+    timers_due(h, mtime())
+
+
+csr(0x14D, "stimecmp", "stimecmp", write_stimecmp, allowed=stimecmp_allowed)
 
 # Trap handling
 
@@ -360,6 +369,7 @@ def write_menvcfg(h: Hart, value: int) -> None:
     mask = ENVCFG_LOW | select(have & EXT_SVADU != 0, ADUE, 0)
     mask |= select(have & EXT_SVPBMT != 0, PBMTE, 0) | select(have & EXT_SSTC != 0, STCE, 0)
     h.mmu.menvcfg = legal_envcfg(h.mmu.menvcfg, value, mask)
+    timers_due(h, mtime())
     flush_translations(h)
 
 

@@ -88,6 +88,7 @@ class Hart(Layout):
     mstatus: u64
     mie: u64
     soft_pending: u64  # mip bits that software wrote: STIP, SEIP
+    timers: u64  # timer bits of mip that some look at the clock found due: a reason to look again, no state
     seen_pending: u64  # mip as the CSR instruction in hand has read it
     mideleg: u64
     medeleg: u64

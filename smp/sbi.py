@@ -6,6 +6,7 @@ are those of the SBI specification.
 
 from mem.atomics import aload32, astore32, cas32, load8, store8
 from mem.bus import is_ram
+from mem.clock import mtime
 from mem.log import LOG_UNIMP, NO_SBI_CALL, log
 from mem.machine import POWER_OFF, RESET, Machine, end_machine
 from mem.mailbox import (
@@ -25,7 +26,7 @@ from mem.uart import NOTHING, uart_put, uart_take
 from smp.alarm import fence_i, wait_for
 from smp.csr import write_mcycle, write_minstret
 from smp.hart import SIE, SUPERVISOR, Hart
-from smp.trap import flush_translations, update_view
+from smp.trap import flush_translations, timers_due, update_view
 
 SUCCESS, NOT_SUPPORTED, INVALID_PARAM, INVALID_ADDRESS = 0, -2, -3, -5
 ALREADY_AVAILABLE = -6
@@ -102,6 +103,7 @@ def set_timer(h: Hart, function: int) -> int:
     if function != 0:
         return NOT_SUPPORTED
     h.stimecmp = h.x[A0]
+    timers_due(h, mtime())
     h.x[A1] = 0
     return SUCCESS
 

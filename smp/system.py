@@ -8,6 +8,7 @@ from typing import Any
 
 from mem import reservation
 from mem.atomics import aload32, cpu_relax, fence_full, load32, memory_set, sched_yield
+from mem.clock import mtime
 from mem.machine import Machine
 from mem.mailbox import sleep
 from mem.mmu import NO_FAULT, READ, WRITE, cached, flush_page, is_ram, locate
@@ -32,7 +33,14 @@ from smp.hart import (
     Hart,
 )
 from smp.sbi import sbi_call
-from smp.trap import flush_jumps, flush_translations, machine_return, supervisor_return
+from smp.trap import (
+    flush_jumps,
+    flush_translations,
+    machine_return,
+    may_interrupt,
+    supervisor_return,
+    timers_due,
+)
 
 NEXT, LEAVE, FAULT = range(3)
 BLOCK = 64  # bytes of a cache block
@@ -160,9 +168,16 @@ def do_fence_i(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
 @action("pause")
 @native
 def do_pause(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
-    """The hart spins: let others have the core when there are more of them than cores."""
+    """The hart spins: let others have the core when there are more of them than cores.
+
+    Giving it away may take long, so a timer that is due ends the quantum.
+    """
     if Machine.at(MACHINE_RECORD).crowded:
         sched_yield()
+        timers_due(h, mtime())
+        if may_interrupt(h):
+            h.pc += 4
+            return LEAVE
     return NEXT
 
 

@@ -1,7 +1,7 @@
 """Which row has which template: the families' tables together, and how the translator applies one."""
 
 from mem.native import Native, call, emitted, table
-from smp import templates, templates_atomic, templates_bits, templates_fp
+from smp import templates, templates_atomic, templates_bits, templates_fp, templates_system
 from smp.code import Slot
 from smp.decode import LIST, emit_switch
 from smp.row import Kind, Row
@@ -12,6 +12,7 @@ TEMPLATES: dict[str, tuple[Native, int, int]] = {
     **templates_atomic.TEMPLATES,
     **templates_bits.TEMPLATES,
     **templates_fp.TEMPLATES,
+    **templates_system.TEMPLATES,
 }
 FUNCTIONS: list[Native] = sorted({t for t, _, _ in TEMPLATES.values()}, key=lambda t: t.name)
 STEP_TEMPLATE = len(FUNCTIONS)

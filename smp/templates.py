@@ -44,6 +44,7 @@ from smp.x86 import (
     shift_by,
     shift_immediate,
     use_guest,
+    word32,
 )
 
 LINK, FAR, LEAVE, ACCESS, FIX, SLOW, SOFT, STRAYING = range(8)  # what a stub does (smp/translate.py)
@@ -374,6 +375,28 @@ def step_slot(number: int, word: int) -> int:
     Slot.at(slot + 48).handler = 0  # the cache may have been emptied: an LR's note not to fuse it
     Slot.at(slot + 48).imm = word
     return slot
+
+
+@native
+def call_piece(piece: int) -> None:
+    """Call one of the fixed pieces, which may use the floating-point registers."""
+    cursor().fp_ready = 0
+    cursor().boxed = 0
+    byte(0xE8)
+    word32(0)
+    aim(here(), piece)
+
+
+@native
+def call_step(slot: int, piece: int) -> None:
+    """Call a piece that executes the instruction in hand: it gets the slot, the pc, and what has not run."""
+    a = cursor()
+    load_constant(RAX, slot)
+    load_constant(RDX, a.pc)
+    byte(0xB8 | RCX)
+    word32(a.length)
+    add_stub(FIX, here(), 0, 0)
+    call_piece(piece)
 
 
 @native

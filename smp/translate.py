@@ -38,6 +38,8 @@ from smp.templates import (
     STEP_BYTES,
     STRAYING,
     add_stub,
+    call_piece,
+    call_step,
     cursor,
     effective_address,
     finish,
@@ -46,7 +48,8 @@ from smp.templates import (
     step_slot,
 )
 from smp.templates_atomic import begin_window, leave_window
-from smp.translated import access, step_one
+from smp.translated import LEAVE as LEAVE_CODE
+from smp.translated import SYSTEM_CALLED, access, step_one
 from smp.x86 import (
     BELOW,
     EQUAL,
@@ -241,12 +244,7 @@ def t_step(number: int, word: int, length: int) -> None:
     slot = step_slot(number, word)
     if number != NO_ROW and KIND[number] == K_LR:
         begin_window(slot, number)
-    load_constant(RAX, slot)
-    load_constant(RDX, a.pc)
-    byte(0xB8 | RCX)
-    word32(length)
-    add_stub(FIX, here(), 0, 0)
-    call_piece(a.call_step)
+    call_step(slot, a.call_step)
     a.count += 1
 
 
@@ -497,15 +495,6 @@ def emit_soft(stub: Stub) -> None:
     probe_jumps()
 
 
-@native
-def call_piece(piece: int) -> None:
-    cursor().fp_ready = 0
-    cursor().boxed = 0
-    byte(0xE8)
-    word32(0)
-    aim(here(), piece)
-
-
 # The fixed pieces
 
 
@@ -560,7 +549,7 @@ def pop_all() -> None:
 
 @native
 def make_call(function: int) -> int:
-    """Code that calls a native with (hart, rax, rdx, rcx) and goes on, or leaves when it gives 1."""
+    """Code that calls a native with (hart, rax, rdx, rcx), and goes where it says (smp/translated.py:GO_ON)."""
     a = cursor()
     start = here()
     save_pinned(0)
@@ -573,7 +562,7 @@ def make_call(function: int) -> int:
     op_reg(0, 0xFF, 2, RAX)
     immediate_rsp(0)
     op_mem(1, 0x8B, LEFT, HART, LEFT_FIELD)
-    op_reg(1, 0x85, RAX, RAX)
+    op_reg(0, 0x85, RAX, RAX)
     out = jump_if(NOT_EQUAL)
     load_mxcsr(MXCSR)
     op_mem(0, 0x83, 4, HART, FP_INLINE)
@@ -582,7 +571,14 @@ def make_call(function: int) -> int:
     byte(0xC3)
     aim(out, here())
     immediate_rsp(0)
-    jump_to(a.bare_exit)
+    immediate(0, 7, RAX, LEAVE_CODE)
+    aim(jump_if(EQUAL), a.bare_exit)
+    load_mxcsr(MXCSR)
+    op_mem(0, 0x83, 4, HART, FP_INLINE)
+    byte(FP_ALLOWED)
+    save_pinned(1)
+    op_mem(1, 0x8B, RAX, HART, PC_FIELD)
+    probe_jumps()
     return start
 
 
@@ -651,7 +647,13 @@ def prepare_cache(code_bytes: int) -> None:
     a.loop_access = make_loop_access(address_of(0))
     a.load_fp = here()
     load_pinned_fp()
+    for n in range(SYSTEM_CALLS):
+        a.call_system[n] = make_call(address_of(2 + n))
     t.begin = here()
+
+
+CALLED = (access, step_one, *SYSTEM_CALLED)
+SYSTEM_CALLS = len(SYSTEM_CALLED)
 
 
 @emitted
@@ -659,6 +661,6 @@ def address_of(which: int) -> int:
     """Host address of a native that translated code calls."""
 
     def arm(n: int) -> V:
-        return V(builder().ptrtoint(unit().function((access, step_one)[n]), I64))
+        return V(builder().ptrtoint(unit().function(CALLED[n]), I64))
 
-    return emit_switch(which, 2, arm)  # type: ignore[arg-type, return-value]
+    return emit_switch(which, len(CALLED), arm)  # type: ignore[arg-type, return-value]

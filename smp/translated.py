@@ -9,18 +9,20 @@ from mem.machine import Machine, is_ending
 from mem.mmu import EXECUTE, NO_FAULT, PAGE_MASK, note_large, pmp_allows, read_slow, write_slow
 from mem.native import Record, emitted, native, ref, table
 from mem.regions import CODE_TABLE, MACHINE
-from mem.word import I64, V, builder, raw, sext8, sext16, sext32
+from mem.word import I64, V, builder, lts, raw, sext8, sext16, sext32
 from smp.blocklog import record_block
-from smp.code import fetch_page
+from smp.code import Slot, fetch_page
 from smp.codecache import AGAIN, CodeTable, check_page, lookup, version_of
+from smp.csr import counter_allowed, read_time
 from smp.fpformat import DZ, NV, NX, OF, UF
-from smp.hart import FETCH_ENTRIES, FP_ALLOWED, FS, JUMP_ENTRIES, Hart
+from smp.hart import ECALL_U, FETCH_ENTRIES, FP_ALLOWED, FS, JUMP_ENTRIES, SUPERVISOR, TSR, USER, Hart
 from smp.hot import note_busy
 from smp.interpreter import run_slot
 from smp.quiesce import empty_cache, free_lock, take_lock
-from smp.trap import take_fault
+from smp.trap import may_go_on, supervisor_return, take_fault, take_trap
 
-GO_ON, LEAVE = 0, 1
+TIME = 0xC01
+GO_ON, LEAVE, JUMP = range(3)  # to the next instruction; to the hart's loop; to the translated code for `h.pc`
 MOST_TAKEN = 64  # instructions that a block takes off the quantum at once
 
 
@@ -59,7 +61,7 @@ def access(h: Hart, va: int, pc: int, info: int) -> int:
             h.x[register] = widened(value, size) if info & 32 else value
     if h.mmu.cause != NO_FAULT:
         take_fault(h, pc)
-        return LEAVE
+        return onward(h)
     if aload32(h.alarm):
         # It may have waited for another process and counted as asleep: the alarm comes first.
         h.left -= 1
@@ -91,6 +93,52 @@ def ready_fp(h: Hart) -> None:
 
 
 @native
+def onward(h: Hart) -> int:
+    """After a trap, a return, or a change of the hart's state."""
+    return JUMP if may_go_on(h) else LEAVE
+
+
+@native
+def call_environment(h: Hart, slot: int, pc: int, info: int) -> int:
+    """ecall; `info` as for `step_one`."""
+    if h.privilege == SUPERVISOR and Machine.at(MACHINE).sbi:
+        return step_one(h, slot, pc, info)
+    h.left += info >> 16
+    take_trap(h, pc, ECALL_U + h.privilege, 0)
+    return onward(h)
+
+
+@native
+def return_supervisor(h: Hart, slot: int, pc: int, info: int) -> int:
+    """sret."""
+    if h.privilege == USER or (h.privilege == SUPERVISOR and h.mstatus & TSR):
+        return step_one(h, slot, pc, info)
+    h.left += (info >> 16) - 1
+    supervisor_return(h)
+    return onward(h)
+
+
+@native
+def look_at_clock(h: Hart, slot: int, pc: int, info: int) -> int:
+    """rdtime."""
+    if not counter_allowed(h, TIME):
+        return step_one(h, slot, pc, info)
+    h.x[Slot.at(slot).rd] = read_time(h)
+    return GO_ON
+
+
+@native
+def may_skip_loop(slot: int) -> int:
+    """Whether a step is of a CSR instruction or sfence.vma.
+
+    Others that leave may have slept or waited for others: a quantum of them lasts too long for timers, which the
+    loop looks at.
+    """
+    word = Slot.at(slot + 48).imm
+    return word & 0x7F == 0x73 and (word >> 12 & 7 != 0 or word >> 25 == 9)
+
+
+@native
 def step_one(h: Hart, slot: int, pc: int, info: int) -> int:
     """Have the interpreter execute one instruction.
 
@@ -101,6 +149,7 @@ def step_one(h: Hart, slot: int, pc: int, info: int) -> int:
     collect_flags(h)
     left = h.left
     exact = left + (info >> 16)
+    traps = h.traps
     h.quantum -= exact
     h.left = 0
     h.pc = pc
@@ -112,7 +161,12 @@ def step_one(h: Hart, slot: int, pc: int, info: int) -> int:
         h.left = left
         return GO_ON
     h.left += exact
-    return LEAVE
+    ready_fp(h)
+    return onward(h) if h.traps != traps or may_skip_loop(slot) else LEAVE
+
+
+# What the templates of smp/templates_system.py have called instead of a step, in the order of its constants.
+SYSTEM_CALLED = (call_environment, return_supervisor, look_at_clock)
 
 
 @native
@@ -221,11 +275,13 @@ def run_translated(h: Hart, quantum: int) -> int:
         flushes = h.code_flushes
         code = find_code(h)
         if code == 0:
-            if h.mmu.cause != NO_FAULT:
-                take_fault(h, h.pc)
-            else:
+            if h.mmu.cause == NO_FAULT:
                 done = 0
-            break
+                break
+            take_fault(h, h.pc)
+            if not may_go_on(h) or lts(h.left, 1):
+                break
+            continue
         # The block that the jump is in may be gone by now.
         if site > 1 and h.code_flushes == flushes and physical_pc(h) & PAGE_MASK == h.link_page:
             link(site, code)
@@ -237,7 +293,7 @@ def run_translated(h: Hart, quantum: int) -> int:
             break
         h.chain_misses += 1
     collect_flags(h)
-    h.instret += quantum - h.left
+    h.instret += h.quantum - h.left
     h.quantum = 0
     h.left = 0
     h.link = 0

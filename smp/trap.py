@@ -94,17 +94,55 @@ def timer_deadline(h: Hart) -> int:
 
 
 @native
+def timers_due(h: Hart, now: int) -> int:
+    """The timers' bits of mip at this time; kept in `timers` for `may_interrupt`."""
+    bits = 0
+    if now >= Clint.at(CLINT).mtimecmp[h.id]:
+        bits |= MTIP
+    if h.mmu.menvcfg & STCE and now >= h.stimecmp:
+        bits |= STIP
+    h.timers = bits
+    return bits
+
+
+@native
 def pending(h: Hart) -> int:
     """mip: lines from outside, software's bits, and the timers against the clock."""
     bits = aload32(ref(mailbox(h.id).pending)) | h.soft_pending
-    now = mtime()
-    if now >= Clint.at(CLINT).mtimecmp[h.id]:
-        bits |= MTIP
     if h.mmu.menvcfg & STCE:
         bits &= ~STIP
-        if now >= h.stimecmp:
-            bits |= STIP
-    return bits
+    return bits | timers_due(h, mtime())
+
+
+@native
+def may_interrupt(h: Hart) -> int:
+    """Whether `due_interrupt` is worth asking: costs no look at the clock.
+
+    A timer counts when a look at the clock that software may know of found it due (the loop's, mip's, `time`'s).
+    """
+    return (aload32(ref(mailbox(h.id).pending)) | h.soft_pending | h.timers) & h.mie != 0
+
+
+@native
+def may_go_on(h: Hart) -> int:
+    """Whether the hart runs on at `h.pc` after a trap, a return or a change of state, with no look by its loop.
+
+    It costs one of the quantum, so that traps that trap again come to an end.
+    """
+    if h.privilege == MACHINE and h.mstatus & MIE:
+        # Here a look at MTIME, that nobody notes, may be what software goes by.
+        return 0
+    if Machine.at(MACHINE_RECORD).check:
+        # The check's windows end at traps.
+        return 0
+    if h.waiting | h.stopped | h.suspended | h.stop | h.log_new or may_interrupt(h):
+        return 0
+    # What has been done may have slept: others count on its looking at the alarm before it runs translated code.
+    if aload32(h.alarm):
+        return 0
+    h.quantum -= 1
+    h.left -= 1
+    return 1
 
 
 @native

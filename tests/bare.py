@@ -131,6 +131,9 @@ class Bare:
         """One quantum: ends at a trap, behind `quantum` instructions, or when an instruction asks for a look around."""
         h = self.h
         traps = h.traps
+        # With -d int translated code, too, leaves at each trap.
+        machine().log |= 1
+        h.log_new = 0
         if not self.config.translates:
             run_quantum(h, quantum)
         elif not run_translated(h, max(quantum, TRANSLATED_QUANTUM)):

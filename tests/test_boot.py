@@ -46,7 +46,7 @@ def options(guest: Guest, harts: int, append: str, *more: str) -> list[str]:
 
 
 def run(guest: Guest, harts: int, script: str, *more: str) -> str:
-    """What the script printed; the guest ran it and powered down, and nothing went wrong on the way."""
+    """What the script printed, and stderr; the guest ran it and powered down, and nothing went wrong on the way."""
     with Console(*options(guest, harts, run_script(script), *more)) as console:
         console.close_input()
         status = console.wait(TIMEOUT)
@@ -55,7 +55,7 @@ def run(guest: Guest, harts: int, script: str, *more: str) -> str:
         assert "reboot: Power down" in log
         assert not TROUBLE.search(log), TROUBLE.findall(log)
         assert "hartbeat: exit status" in log
-    return log
+        return log + console.errors.decode(errors="replace")
 
 
 def check_work(log: str, harts: int) -> None:
@@ -91,10 +91,23 @@ def test_linux_runs_under_opensbi(guest: Guest, firmware: str, harts: int) -> No
 HOST_FEATURES = Path("/proc/cpuinfo").read_text().split()
 
 
-@pytest.mark.skipif(not {"bmi2", "fma"} <= set(HOST_FEATURES), reason="the translator needs BMI2 and FMA")
+NEEDS_TRANSLATOR = pytest.mark.skipif(
+    not {"bmi2", "fma"} <= set(HOST_FEATURES), reason="the translator needs BMI2 and FMA"
+)
+
+
+@NEEDS_TRANSLATOR
 @pytest.mark.parametrize("harts", [1, 4, 8])
 def test_linux_runs_translated(guest: Guest, harts: int) -> None:
     check_work(run(guest, harts, WORK, "--engine", "jit"), harts)
+
+
+@NEEDS_TRANSLATOR
+def test_linux_runs_in_a_small_code_cache(guest: Guest) -> None:
+    """It is emptied again and again while both harts boot and work."""
+    log = run(guest, 2, WORK, "--engine", "jit", "-accel", "tcg,tb-size=4", "--stats")
+    check_work(log, 2)
+    assert re.search(r"emptied \d+ times", log), log[-2000:]
 
 
 DEVICES = """

@@ -65,6 +65,10 @@ PROGRAMS: list[tuple[str, tuple[int, ...], str]] = [
     ("litmus_lb", MANY, "load_buffering_is_not_seen"),
     ("tearing", MANY, "aligned_accesses_do_not_tear"),
     ("fencei", MANY, "new_code_runs_on_other_harts_after_fence_i"),
+    ("dma_code", (1, 2, 4), "code_that_a_device_wrote_runs_after_fence_i"),
+    ("remapped_code", (1, 2, 4), "code_behind_changed_page_tables_runs_after_sfence_vma"),
+    ("code_beside_data", (1, 2, 4), "stores_beside_code_leave_it_what_it_is"),
+    ("hot_loops", (2, 4), "what_others_do_to_a_busy_loop_holds_at_once"),
     ("fencei_racing", MANY, "code_rewritten_under_running_harts_is_old_or_new"),
     ("many_blocks", (1, 2, 4), "much_code_runs_on_all_harts_whatever_else_they_do"),
     ("shootdown", MANY, "a_changed_pte_holds_after_ipi_and_sfence_vma"),
@@ -105,10 +109,21 @@ def build(name: str) -> Path:
         pytest.skip(str(error))
 
 
+def disk() -> list[str]:
+    """Options for a scratch disk; what is written to it is lost."""
+    image = builder.cache_folder() / "scratch.img"
+    with image.open("ab") as file:
+        file.truncate(1 << 16)
+    version = ["-global", "virtio-mmio.force-legacy=false"] if UNDER_QEMU else []
+    drive = f"file={image},if=none,id=scratch,format=raw,snapshot=on"
+    return ["-drive", drive, "-device", "virtio-blk-device,drive=scratch", *version]
+
+
 def machine(name: str, harts: int) -> list[str]:
     cpu = QEMU_CPU.get(name, "rv64")
     under_test = ["qemu-system-riscv64", "-cpu", cpu] if UNDER_QEMU else [sys.executable, "-m", "smp"]
     options = ["-M", "virt", "-smp", str(harts), "-m", "64M", "-bios", "none", "-kernel", str(build(name))]
+    options += disk() if name == "dma_code" else []
     return [*under_test, *options, "-nographic", *shlex.split(os.environ.get("HARTBEAT_GUEST_ARGS", ""))]
 
 

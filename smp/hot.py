@@ -11,7 +11,8 @@ from mem.native import native, ref
 from mem.regions import HOT, MACHINE
 
 SAMPLES = 1000  # of a quantum each: about the time that the optimizer takes for a loop
-BLOCKS = 512
+INDEX_SHIFT = 64 - 9
+BLOCKS = 1 << 9
 REQUESTS = 64
 
 
@@ -42,7 +43,8 @@ class HotBlocks(Layout):
 def note_busy(ppc: int, vpc: int, version: int) -> None:
     """This block was running."""
     hot = HotBlocks.at(HOT)
-    block = hot.block[((ppc >> 1) ^ (ppc >> 10)) & (BLOCKS - 1)]
+    # By both addresses: code that several processes share is as many blocks, which should not evict each other.
+    block = hot.block[(ppc ^ vpc << 20) * 0x9E37_79B9_7F4A_7C15 >> INDEX_SHIFT]
     if block.ppc != ppc or block.vpc != vpc or block.version != version:
         block.ppc = ppc
         block.vpc = vpc

@@ -2,7 +2,7 @@
 
 from mem.atomics import load64, memory_copy, spin_lock, spin_unlock, store64
 from mem.native import native, ref
-from mem.regions import CODE_ALIAS, CODE_TABLE
+from mem.regions import CODE, CODE_ALIAS, CODE_TABLE
 from smp.codecache import CodePage, CodeTable, copy_of, enter_block, lookup, page_record
 from smp.hart import FP_ALLOWED
 from smp.loopcode import LEFT as LEFT_THE_LOOP
@@ -121,5 +121,5 @@ def replace(old: int, start: int) -> None:
 def finish_install() -> None:
     """Let the other harts translate again."""
     t = CodeTable.at(CODE_TABLE)
-    t.used = t.asm.out
+    t.used = t.asm.out - CODE
     spin_unlock(ref(t.lock))

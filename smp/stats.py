@@ -2,10 +2,11 @@
 
 import sys
 
-from mem.regions import CODE_TABLE
+from mem.regions import CODE_TABLE, HOT
 from smp.codecache import CodeTable
 from smp.config import MachineConfig
 from smp.hart import Hart, hart_record
+from smp.hot import HotBlocks
 
 
 def print_stats(config: MachineConfig, wall: float) -> None:
@@ -32,9 +33,11 @@ def cache_line() -> str:
     t = CodeTable.at(CODE_TABLE)
     each = t.translate_ns / max(t.instructions, 1)
     emptied = f", emptied {t.emptied} times" if t.emptied else ""
+    hot = HotBlocks.at(HOT)
+    loops = f", {hot.loops} loops optimized in {hot.compile_ns / 1e6:.1f} ms" if hot.loops else ""
     return (
         f"  translated: {t.blocks_made} blocks of {t.instructions} instructions, {t.used} bytes, "
-        f"{t.translate_ns / 1e6:.1f} ms, {each:.0f} ns an instruction{emptied}"
+        f"{t.translate_ns / 1e6:.1f} ms, {each:.0f} ns an instruction{emptied}{loops}"
     )
 
 

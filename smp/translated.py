@@ -261,6 +261,8 @@ def note_hart(h: Hart) -> None:
     ppc = physical_pc(h)
     if ppc:
         note_busy(ppc, h.pc, version_of(ppc & PAGE_MASK, h.epoch))
+    # That was no fetch: when it faults, the hart may take an interrupt first, and never come to this pc.
+    h.mmu.cause = NO_FAULT
 
 
 @native

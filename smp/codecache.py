@@ -225,6 +225,7 @@ def bucket(ppc: int, vpc: int) -> int:
 
 
 WAYS = 4
+ALARM_CHECK = 17  # bytes at the start of a block that look at the alarm
 
 
 @native

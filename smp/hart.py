@@ -69,7 +69,7 @@ class Hart(Layout):
     fetch: u64  # host address of the fetch bank in use
     jumps: u64  # host address of the jump cache in use
     link: u64  # how translated code was left: end of a jump to patch, 1 to look a pc up, 0 to look at the hart
-    link_page: u64  # physical page of the jump to patch: only a block of the same one may follow it
+    link_page: u64  # physical page of the jump to patch: only a block of the same one may follow it; 1: a jump forward
     code_flushes: u64  # counts what makes code that is being run old: flushes, fence.i, the cache's emptying
     loop_stack: u64  # the host's stack pointer where a loop's function was called
     stepped: u64  # 1: a step went on to the next instruction

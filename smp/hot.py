@@ -10,7 +10,7 @@ from mem.machine import Machine, kick
 from mem.native import native, ref
 from mem.regions import HOT, MACHINE
 
-SAMPLES = 1000  # of a quantum each: about the time that the optimizer takes for a loop
+SAMPLES = 300  # of a quantum each: some 3 ms; the optimizer takes some 20 for a loop
 INDEX_SHIFT = 64 - 9
 BLOCKS = 1 << 9
 REQUESTS = 64
@@ -31,8 +31,7 @@ class HotBlocks(Layout):
     """One for all."""
 
     lock: u32
-    asked: u32  # requests made; request n lies in n % REQUESTS
-    taken: u32  # requests that the optimizer has looked at
+    waiting: u32  # requests: the newest is the last
     loops: u32  # loops installed
     compile_ns: u64
     block: list[HotBlock] = many(BLOCKS)
@@ -60,11 +59,28 @@ def ask(ppc: int, vpc: int, version: int) -> None:
     """Ask for a loop; when too many are waiting, this one is forgotten."""
     hot = HotBlocks.at(HOT)
     spin_lock(ref(hot.lock))
-    if hot.asked - hot.taken < REQUESTS:
-        request = hot.request[hot.asked & (REQUESTS - 1)]
+    if hot.waiting < REQUESTS:
+        request = hot.request[hot.waiting]
         request.ppc = ppc
         request.vpc = vpc
         request.version = version
-        hot.asked = hot.asked + 1
+        hot.waiting = hot.waiting + 1
     spin_unlock(ref(hot.lock))
     kick(Machine.at(MACHINE).optimizer_fd)
+
+
+@native
+def take_request(to: int) -> int:
+    """Take the newest request, what is busy now, into a HotBlock; 0 when there is none."""
+    hot = HotBlocks.at(HOT)
+    taken = HotBlock.at(to)
+    spin_lock(ref(hot.lock))
+    found = hot.waiting != 0
+    if found:
+        hot.waiting = hot.waiting - 1
+        request = hot.request[hot.waiting]
+        taken.ppc = request.ppc
+        taken.vpc = request.vpc
+        taken.version = request.version
+    spin_unlock(ref(hot.lock))
+    return found

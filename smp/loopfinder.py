@@ -1,8 +1,9 @@
 """Finds the loop around a busy instruction, in the bytes of its page of guest code.
 
 What counts as the loop is the strongly connected component of the page's control flow that holds the instruction:
-the inner loop, the loops around it, the paths between them.  A call, a return, a jump out of the page, and an
-instruction that the optimizer doesn't know (smp/loopcode.py) leave it.
+the inner loop, the loops around it, the paths between them, and functions of the page that are called on the way: a
+return may lead to behind any call.  A jump out of the page, any other jalr, and an instruction that the optimizer
+doesn't know (smp/loopcode.py) leave it.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from smp.row import ROWS, Kind, Row
 
 LIMIT = 400  # instructions looked at
 PAGE = 4096
+RA = 1
 
 
 @dataclass
@@ -93,6 +95,15 @@ def entries(blocks: dict[int, Block], head: int) -> list[int]:
     return [head, *sorted(backward - {head})]
 
 
+def is_call(instruction: Instruction) -> bool:
+    return instruction.row.kind is Kind.JAL and instruction.fields["rd"] == RA
+
+
+def is_return(instruction: Instruction) -> bool:
+    fields = instruction.fields
+    return instruction.row.kind is Kind.JALR and (fields["rd"], fields["rs1"], fields["imm"]) == (0, RA, 0)
+
+
 def _next(instruction: Instruction) -> list[int]:
     """Where control may go on, as far as the instruction itself says."""
     behind = instruction.pc + instruction.length
@@ -100,7 +111,7 @@ def _next(instruction: Instruction) -> list[int]:
         case Kind.BRANCH:
             return [instruction.target, behind]
         case Kind.JAL:
-            return [instruction.target] if instruction.fields["rd"] == 0 else []
+            return [instruction.target]
         case Kind.JALR:
             return []
     return [behind]
@@ -109,13 +120,15 @@ def _next(instruction: Instruction) -> list[int]:
 def _explore(page: Page, head: int) -> tuple[dict[int, Instruction], set[int]]:
     """Everything reachable from `head` in the page, and where blocks begin."""
     found: dict[int, Instruction] = {}
-    leaders, waiting = {head}, [head]
+    leaders, waiting = {head}, [head]  # calls are taken to come back
     while waiting and len(found) < LIMIT:
         pc = waiting.pop()
         if pc in found or not (instruction := page.decode(pc)):
             continue
         found[pc] = instruction
         following = _next(instruction)
+        if is_call(instruction):
+            following.append(instruction.pc + instruction.length)
         if instruction.row.kind in (Kind.BRANCH, Kind.JAL):
             leaders.update(following)
         waiting += following
@@ -124,6 +137,7 @@ def _explore(page: Page, head: int) -> tuple[dict[int, Instruction], set[int]]:
 
 def _blocks(instructions: dict[int, Instruction], leaders: set[int]) -> dict[int, Block]:
     made = {}
+    returns = [i.pc + i.length for i in instructions.values() if is_call(i)]
     for leader in leaders & instructions.keys():
         block = Block([instructions[leader]])
         while True:
@@ -133,6 +147,7 @@ def _blocks(instructions: dict[int, Instruction], leaders: set[int]) -> dict[int
             if jumps or following[0] in leaders or following[0] not in instructions:
                 break
             block.instructions.append(instructions[following[0]])
+        following = returns if is_return(last) else following
         block.successors = [pc for pc in following if pc in instructions]
         made[leader] = block
     return made

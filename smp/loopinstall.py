@@ -8,12 +8,12 @@ from smp.hart import FP_ALLOWED
 from smp.loopcode import LEFT as LEFT_THE_LOOP
 from smp.templates import cursor
 from smp.translate import (
-    ALARM,
     BLOCK_ROOM,
     FP_INLINE,
     LEFT_FIELD,
     LOOP_STACK,
     MXCSR,
+    check_alarm,
     enough_room,
     probe_jumps,
     save_pinned,
@@ -76,13 +76,7 @@ def enter_loop(function: int, index: int, ppc: int, vpc: int, version: int) -> N
     while a.out & 15:
         byte(0x90)
     start = here()
-    op_mem(1, 0x8B, RAX, HART, ALARM)
-    op_mem(0, 0x83, 7, RAX, 0)
-    byte(0)
-    quiet = jump_if(EQUAL)
-    load_constant(RAX, vpc)
-    jump_to(a.leave)
-    aim(quiet, here())
+    rings = check_alarm()
     save_pinned(0)
     op_mem(1, 0x89, LEFT, HART, LEFT_FIELD)
     op_mem(1, 0x89, RSP, HART, LOOP_STACK)
@@ -102,6 +96,9 @@ def enter_loop(function: int, index: int, ppc: int, vpc: int, version: int) -> N
     aim(left, here())
     store_mxcsr(MXCSR)
     jump_to(a.bare_exit)
+    aim(rings, here())
+    load_constant(RAX, vpc)
+    jump_to(a.leave)
     replace(lookup(ppc, vpc, version), start)
     enter_block(ppc, vpc, version, start)
 

@@ -11,13 +11,12 @@ from llvmlite import binding as llvm
 from mem.machine import machine
 from mem.regions import CODE_TABLE, HOT
 from smp.codecache import CodeTable
-from smp.hot import REQUESTS, HotBlocks
+from smp.hot import HotBlock, HotBlocks, take_request
 from smp.loopcode import LoopCode, compile_loop, is_known
 from smp.loopfinder import PAGE, Page, entries, find_loop
 from smp.loopinstall import copy_page, enter_loop, finish_install, put_code
 
 PR_SET_PDEATHSIG = 1
-NICENESS = 5
 
 
 def run_optimizer(supervisor: int, fd: int) -> NoReturn:
@@ -28,7 +27,6 @@ def run_optimizer(supervisor: int, fd: int) -> NoReturn:
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGTTOU, signal.SIGPIPE):
         signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.nice(NICENESS)
     optimizer = Optimizer()
     while True:
         os.read(fd, 8)
@@ -43,11 +41,9 @@ class Optimizer:
         self.done: set[tuple[int, int, int]] = set()  # all blocks of the loops made: ppc, vpc, version
 
     def take_requests(self) -> None:
-        hot = HotBlocks.at(HOT)
-        while hot.taken != hot.asked:
-            request = hot.request[hot.taken % REQUESTS]
+        hot, request = HotBlocks.at(HOT), HotBlock.ctype()
+        while take_request(ctypes.addressof(request)):
             wanted = request.ppc, request.vpc, request.version
-            hot.taken += 1
             began = time.monotonic_ns()
             if wanted not in self.done:
                 hot.loops += self.optimize(*wanted)
@@ -63,6 +59,8 @@ class Optimizer:
             return False
         starts = entries(blocks, vpc)
         code = compile_loop(LoopCode(blocks, starts, CodeTable.at(CODE_TABLE).asm.loop_access).emit(), self.target)
+        if not code:
+            return False
         source = ctypes.create_string_buffer(code, len(code))
         function = put_code(ctypes.addressof(source), len(code))
         if function == 0:

@@ -16,7 +16,18 @@ from mem.native import emitted, native, ref, table, unit
 from mem.regions import CODE, CODE_ALIAS, CODE_TABLE, MACHINE, STEPS, STEPS_SHARE
 from mem.word import I64, V, builder, lts, sext32
 from smp.code import Slot
-from smp.codecache import AGAIN, BUCKETS, CODE_PER_ENTRY, FIRST_STEP, CodeTable, Stub, enter_block, lookup, text_of
+from smp.codecache import (
+    AGAIN,
+    ALARM_CHECK,
+    BUCKETS,
+    CODE_PER_ENTRY,
+    FIRST_STEP,
+    CodeTable,
+    Stub,
+    enter_block,
+    lookup,
+    text_of,
+)
 from smp.decode import (
     KIND,
     LIST,
@@ -125,16 +136,20 @@ def probe_jumps() -> None:
 
 @native
 def link_or_aim(site: int, target: int) -> None:
-    """Aim a jump at the block of a pc of this page: at once if it is there, else when it is first taken."""
+    """Aim a jump at the block of a pc of this page: at once if it is there, else when it is first taken.
+
+    A jump forward passes over the look at the alarm: no loop is without a jump backward.
+    """
     a = cursor()
+    forward = target > a.pc
     if target == a.first_pc:
         aim(site, a.start)
         return
     code = lookup(a.page | target & 0xFFF, target, a.version)
     if code:
-        aim(site, code)
+        aim(site, code + (ALARM_CHECK if forward else 0))
     else:
-        add_stub(LINK, site, target, 0)
+        add_stub(LINK, site, target, forward)
 
 
 @native
@@ -259,12 +274,18 @@ def enough_room() -> int:
 
 
 @native
-def begin_block() -> None:
-    """The checks at a block's entry, and its first segment."""
+def check_alarm() -> int:
+    """The look at the alarm, ALARM_CHECK bytes; gives the jump taken when it rings."""
     op_mem(1, 0x8B, RAX, HART, ALARM)
     op_mem(0, 0x83, 7, RAX, 0)
     byte(0)
-    add_stub(LEAVE, jump_if(NOT_EQUAL), cursor().pc, 1)
+    return jump_if(NOT_EQUAL)
+
+
+@native
+def begin_block() -> None:
+    """The checks at a block's entry, and its first segment."""
+    add_stub(LEAVE, check_alarm(), cursor().pc, 1)
     begin_segment()
     add_stub(LEAVE, jump_if(SIGN), cursor().pc, 0)
 
@@ -428,7 +449,7 @@ def emit_link(stub: Stub) -> None:
     """A jump to a block of the same page that does not exist yet: patched once it does."""
     load_constant(RAX, stub.pc)
     load_constant(RCX, stub.site)
-    load_constant(RDX, cursor().page)
+    load_constant(RDX, cursor().page | stub.info)
     jump_to(cursor().exit_link)
 
 

@@ -12,7 +12,7 @@ from mem.regions import CODE_TABLE, MACHINE
 from mem.word import I64, V, builder, lts, raw, sext8, sext16, sext32
 from smp.blocklog import record_block
 from smp.code import Slot, fetch_page
-from smp.codecache import AGAIN, CodeTable, check_page, lookup, version_of
+from smp.codecache import AGAIN, ALARM_CHECK, CodeTable, check_page, lookup, version_of
 from smp.csr import counter_allowed, read_time
 from smp.fpformat import DZ, NV, NX, OF, UF
 from smp.hart import ECALL_U, FETCH_ENTRIES, FP_ALLOWED, FS, JUMP_ENTRIES, SUPERVISOR, TSR, USER, Hart
@@ -285,8 +285,8 @@ def run_translated(h: Hart, quantum: int) -> int:
                 break
             continue
         # The block that the jump is in may be gone by now.
-        if site > 1 and h.code_flushes == flushes and physical_pc(h) & PAGE_MASK == h.link_page:
-            link(site, code)
+        if site > 1 and h.code_flushes == flushes and physical_pc(h) & PAGE_MASK == h.link_page & PAGE_MASK:
+            link(site, code + (ALARM_CHECK if h.link_page & 1 else 0))
         ready_fp(h)
         enter_code(h, CodeTable.at(CODE_TABLE).asm.enter, code)
         if h.link == 0:

@@ -1,5 +1,6 @@
 """The optimizer: what it takes for a loop, and that its code does what the interpreter does."""
 
+import ctypes
 import random
 from collections.abc import Iterator
 
@@ -8,17 +9,19 @@ from bare import RAM_BASE, Bare, Instruction, bare_machine, encode, i
 
 from mem.machine import machine
 from mem.mailbox import ALARM_STOP, Mailbox, alarm
-from mem.regions import CODE_TABLE, MAILBOXES
+from mem.regions import CODE_TABLE, HOT, MAILBOXES
 from smp.boot import check_engine
-from smp.codecache import CodePage, CodeTable, page_record
+from smp.codecache import ALARM_CHECK, CodePage, CodeTable, page_record
 from smp.config import MachineConfig
 from smp.cpu import ConfigError
+from smp.hot import REQUESTS, SAMPLES, HotBlock, HotBlocks, note_busy, take_request
 from smp.interpreter import run_quantum
 from smp.loopcode import is_known
 from smp.loopfinder import Page, entries, find_loop
 from smp.optimizer import Optimizer
 from smp.row import ROWS, Field, Kind
 from smp.rows import ALL_EXTENSIONS
+from smp.translate import check_alarm
 from smp.translated import run_translated
 
 DATA = RAM_BASE + 0x10_0000
@@ -49,7 +52,13 @@ def test_the_loops_around_belong_to_it() -> None:
     assert loop_of(NOP, NOP, inner, outer, head=RAM_BASE + 4) == ([0, 4, 8, 12], [4, 0])
 
 
-@pytest.mark.parametrize("leaving", [i("jalr", rd=1, rs1=1, imm=0), i("jal", rd=1, imm=64), i("ecall"), 0xFFFFFFFF])
+def test_functions_of_the_page_that_are_called_belong_to_it() -> None:
+    call, back, ret = i("jal", rd=1, imm=12), i("bne", rs1=5, rs2=0, imm=-4), i("jalr", rd=0, rs1=1, imm=0)
+    assert loop_of(call, back, NOP, NOP, ret) == ([0, 4, 8, 12, 16], [0, 4])
+    assert loop_of(call, back, NOP, NOP, NOP) == ([], [])
+
+
+@pytest.mark.parametrize("leaving", [i("jalr", rd=1, rs1=1, imm=0), i("jal", rd=1, imm=4096), i("ecall"), 0xFFFFFFFF])
 def test_what_leaves_the_page_or_is_not_known_ends_a_path(leaving: Instruction) -> None:
     over, back = i("bne", rs1=6, rs2=0, imm=8), i("bne", rs1=5, rs2=0, imm=-12)
     assert loop_of(NOP, over, leaving, back) == ([0, 4, 12], [0])
@@ -200,3 +209,46 @@ def test_a_block_in_front_of_the_loop_comes_to_its_new_code(translating: Bare) -
     h.x[COUNT], h.x[6] = 1000, 0
     assert bare.run(HEAD - 4).cause == EBREAK and h.x[6] == 1000
     assert CodeTable.at(CODE_TABLE).blocks_made == blocks
+
+
+def test_the_look_at_the_alarm_is_as_long_as_jumps_forward_think(translating: Bare) -> None:
+    asm = CodeTable.at(CODE_TABLE).asm
+    start = asm.out
+    check_alarm()
+    assert asm.out - start == ALARM_CHECK
+    asm.out = start
+
+
+def test_a_loop_with_calls_goes_on_behind_them(translating: Bare) -> None:
+    """Two calls of one function, which the second time is left to elsewhere."""
+    bare, h = translating, translating.h
+    function = HEAD + 32
+    bare.put(HEAD, i("jal", rd=1, imm=32), i("addi", rd=7, rs1=7, imm=1), i("jal", rd=1, imm=24),
+             i("addi", rd=COUNT, rs1=COUNT, imm=-1), i("bne", rs1=COUNT, rs2=0, imm=-16), i("ebreak"))  # fmt: skip
+    bare.put(function, i("addi", rd=6, rs1=6, imm=2), i("bne", rs1=6, rs2=10, imm=8), i("addi", rd=1, rs1=11, imm=0),
+             i("jalr", rd=0, rs1=1, imm=0))  # fmt: skip
+    bare.put(HEAD + 128, i("ebreak"))
+    bare.forget_code()
+    for end, count, behind in ((0, 40, 0), (0, 40, 0), (60, 40, 128)):
+        h.x[COUNT], h.x[6], h.x[7], h.x[10], h.x[11] = count, 0, 0, end, HEAD + 128
+        before = h.instret
+        assert bare.run(HEAD) == (EBREAK, HEAD + (behind or 20), HEAD + (behind or 20))
+        assert h.x[6] == (end or 4 * count) and h.x[7] == (15 if end else count)
+        assert h.instret - before == (164 if end else 11 * count)
+        assert optimize(bare, HEAD)
+
+
+def test_the_newest_request_is_taken_first_and_a_busy_block_makes_one(translating: Bare) -> None:
+    bare, hot, request = translating, HotBlocks.at(HOT), HotBlock.ctype()
+    bare.reset()
+    for ppc in (RAM_BASE, RAM_BASE + 2):
+        for _ in range(SAMPLES + 1):
+            note_busy(ppc, ppc + 0x1000, 7)
+    assert hot.waiting == 2
+    taken = []
+    while take_request(ctypes.addressof(request)):
+        taken.append((request.ppc, request.vpc, request.version))
+    assert taken == [(ppc, ppc + 0x1000, 7) for ppc in (RAM_BASE + 2, RAM_BASE)]
+    for _ in range(2 * REQUESTS * SAMPLES):
+        note_busy(RAM_BASE, RAM_BASE, 8)
+    assert hot.waiting == 1

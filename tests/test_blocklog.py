@@ -13,12 +13,13 @@ from test_machine import Assemble, guest  # noqa: F401
 
 from mem.machine import machine
 from mem.memmap import RAM_BASE
-from mem.regions import CODE, CODE_TABLE
+from mem.regions import BLOCK_RECORD, CODE, CODE_TABLE, HOT, LOG_LINES, MAX_HARTS, SHARED, SHARED_BYTES
 from smp import blocktext
 from smp.blocklog import BlockFile, BlockRecord, Translated, records
 from smp.blocktext import BlockText, Symbols, guest_text, host_text, neighbours
 from smp.codecache import CodeTable
 from smp.config import MachineConfig
+from smp.hot import HotBlocks
 from smp.options import parse
 
 
@@ -224,3 +225,9 @@ def test_a_signal_while_the_log_is_written_ends_it(bare: Bare, capsys: pytest.Ca
     loop(bare)
     text.close(lambda: True)
     assert "not complete" in capsys.readouterr().err
+
+
+def test_the_record_of_a_block_lies_apart_from_the_others() -> None:
+    records = sorted([(LOG_LINES, MAX_HARTS * 256), (BLOCK_RECORD, BlockRecord.sizeof()), (HOT, HotBlocks.sizeof())])
+    ends = [start + size for start, size in records]
+    assert all(end <= start for end, (start, _) in zip(ends, [*records[1:], (SHARED + SHARED_BYTES, 0)], strict=True))

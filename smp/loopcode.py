@@ -53,6 +53,8 @@ class LoopCode:
         self.module = ir.Module("loop")
         self.function = ir.Function(self.module, ir.FunctionType(I64, [I64, I64]), "loop")
         self.function.attributes.add("nounwind")
+        # A table would be data outside of the code.  llvmlite's own `add` knows no attributes that are texts.
+        set.add(self.function.attributes, '"no-jump-tables"="true"')
         self.hart = V(self.function.args[0])
         self.entry = ir.IRBuilder(self.function.append_basic_block("entry"))
         every = [i for block in blocks.values() for i in block.instructions]

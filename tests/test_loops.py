@@ -80,6 +80,14 @@ def optimize(bare: Bare, head: int) -> bool:
     return Optimizer().optimize(head, head, CodePage.at(page_record(head & ~0xFFF)).version)
 
 
+@pytest.mark.parametrize("deep", [1, 4, 9])
+def test_loops_in_loops_are_compiled(translating: Bare, deep: int) -> None:
+    """Many entries and ways out; whatever their number, the code must not need a table."""
+    back = [i("bne", rs1=6, rs2=0, imm=4 * (deep - 1 - n) - 4 * (deep + n)) for n in range(deep)]
+    translating.run_here(*[NOP] * deep, *back)
+    assert optimize(translating, RAM_BASE + 4 * (deep - 1))
+
+
 def random_body(source: random.Random) -> list[Instruction]:
     """Arithmetic, accesses in and across pages (misaligned ones too), branches over a few instructions."""
     rows = [r for r in ROWS.values() if is_known(r) and r.bits == 32 and r.kind in (Kind.ALU, Kind.LOAD, Kind.STORE)]

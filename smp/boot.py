@@ -1,9 +1,6 @@
 """The state a machine starts in: shared records, RAM and hart records, written before anything is forked."""
 
 import os
-import platform
-
-from llvmlite import binding as llvm
 
 from mem import clint, reservation
 from mem.atomics import py_now_ns
@@ -16,6 +13,7 @@ from mem.regions import MAILBOXES, Regions
 from smp.config import MachineConfig
 from smp.cpu import EXT_C, EXT_SVPBMT, ConfigError
 from smp.hart import DECODED_PAGES, MACHINE, NEVER, SUPERVISOR, Hart, hart_record
+from smp.host import untranslatable
 from smp.sbi import STARTED, STOPPED
 from smp.trap import STCE, flush_translations, update_view
 
@@ -32,20 +30,10 @@ def host_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-NEEDED = ("bmi", "bmi2", "lzcnt", "popcnt", "avx", "fma")  # what translated code uses beyond the x86-64 baseline
-
-
 def check_engine(config: MachineConfig) -> None:
     """Raise ConfigError when this host can't run the engine that was asked for."""
-    if not config.translates:
-        return
-    if platform.machine() != "x86_64":
-        raise ConfigError(
-            f"--engine {config.engine}: this host is {platform.machine()}, not x86_64; use --engine interp"
-        )
-    features = llvm.get_host_cpu_features()
-    if missing := [name for name in NEEDED if not features.get(name)]:
-        raise ConfigError(f"--engine {config.engine}: this processor has no {', '.join(missing)}; use --engine interp")
+    if config.translates and (reason := untranslatable()):
+        raise ConfigError(f"--engine {config.engine}: {reason}; use --engine interp")
 
 
 def write_machine(config: MachineConfig, boot: Boot, supervisor_fd: int, io_fd: int, log_fd: int) -> Machine:

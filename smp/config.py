@@ -11,6 +11,7 @@ from pathlib import Path
 from mem.memmap import MAX_HARTS, RAM_MAX, RAM_MIN, VIRTIO_SLOTS
 from mem.regions import CODE_BYTES, PAGE
 from smp.cpu import ConfigError, CpuConfig, near, parse_cpu
+from smp.host import default_engine
 
 SOCKET_PATH = 107  # unix(7): sun_path less its NUL
 
@@ -80,7 +81,7 @@ class MachineConfig:
     snapshot: bool = False
     log: frozenset[str] = frozenset()
     log_file: Path | None = None
-    engine: str = "interp"
+    engine: str = field(default_factory=default_engine)
     tb_size: int = 128 << 20  # bytes of the translator's code cache
     stats: bool = False
     perfmap: bool = False
@@ -120,12 +121,12 @@ def check(config: MachineConfig) -> None:
 
 def _check_engine(config: MachineConfig) -> None:
     wanted = config.wants_blocks()
-    if wanted and not config.translates:
-        raise ConfigError(f"{wanted}: the interpreter translates nothing; add --engine jit")
-    if config.engine == "check" and config.harts > 1:
-        raise ConfigError(f"--engine check: compares one hart, not {config.harts}; use -smp 1")
     if wanted and "exec" in config.log:
         raise ConfigError(f"{wanted}: with -d exec every instruction is interpreted; leave exec out")
+    if wanted and not config.translates:
+        raise ConfigError(f"{wanted}: the interpreter translates nothing; use --engine jit")
+    if config.engine == "check" and config.harts > 1:
+        raise ConfigError(f"--engine check: compares one hart, not {config.harts}; use -smp 1")
 
 
 def _check_sizes(config: MachineConfig) -> None:

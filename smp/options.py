@@ -21,6 +21,7 @@ from smp.config import (
     SerialConfig,
 )
 from smp.cpu import ConfigError, near
+from smp.host import default_engine_text
 
 VERSION = "0.1.0"
 
@@ -29,8 +30,8 @@ Fields = dict[str, Any]
 LOG_ITEMS = {
     "int": "traps and interrupts that are taken",
     "exec": "every block of instructions that is entered",
-    "in_asm": "guest code of every block that is translated (with --engine jit)",
-    "out_asm": "host code of every block that is translated (with --engine jit)",
+    "in_asm": "guest code of every block that is translated",
+    "out_asm": "host code of every block that is translated",
     "guest_errors": "what a guest does that no manual allows",
     "unimp": "what a guest asks for that is not there",
 }
@@ -294,7 +295,7 @@ def read_engine(text: str) -> Fields:
 
 
 def read_version(_: str) -> Fields:
-    raise Help(f"hartbeat {VERSION}")
+    raise Help(f"hartbeat {VERSION}, default engine {default_engine_text()}")
 
 
 def read_help(_: str) -> Fields:
@@ -350,7 +351,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(("accel",), "tcg|kvm|hvf[,tb-size=N]", "accepted for QEMU's command lines; tb-size is the size of the "
            "translator's code cache in MiB, or with a unit (128M)", read_accel),
     Option(("engine",), "interp|jit|check",
-           "how instructions are executed: interpreted, or translated (x86-64 with BMI2); "
+           "how instructions are executed: interpreted, or translated (x86-64 with BMI2, AVX and FMA), which is the "
+           "default where the host can, but for -d exec; "
            "check compares the two on one hart, and ends at the first difference",
            read_engine),
     Option(("perfmap",), "", "write /tmp/perf-PID.map for the harts' processes, from which perf names translated code",
@@ -372,6 +374,7 @@ def help_text() -> str:
     for option in OPTIONS:
         lines.append(f"{', '.join('-' + name for name in option.names)} {option.argument}".rstrip())
         lines += textwrap.wrap(option.about, 96, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    lines += ["", f"The default engine on this host: {default_engine_text()}"]
     return "\n".join(lines)
 
 
@@ -475,4 +478,6 @@ def _apply(fields: Fields, given: Iterable[Given]) -> None:
 def _finish(fields: Fields) -> MachineConfig:
     if fields.pop("nodefaults", False):
         fields.setdefault("serials", ())
+    if "exec" in fields.get("log", ()):
+        fields.setdefault("engine", "interp")  # which goes from block to block then, whatever the engine
     return MachineConfig(**fields)

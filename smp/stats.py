@@ -10,13 +10,15 @@ from smp.hot import HotBlocks
 
 
 def print_stats(config: MachineConfig, wall: float) -> None:
-    """One summary line, one for the code cache, then a line for each hart, on stderr."""
+    """One summary line, one each for the code cache and for loops, then a line for each hart, on stderr."""
     harts = [hart_record(n) for n in range(config.harts)]
     total = sum(h.instret for h in harts)
     lines = [f"hartbeat: {wall:.3f} s, {total} instructions, {total / wall / 1e6:.1f} MIPS, engine {config.engine}"]
     translates = config.translates
     if translates:
         lines.append(cache_line())
+    if config.engine == "jit":
+        lines.append(loops_line())
     for h in harts:
         busy = max(wall - h.wfi_ns / 1e9, 1e-9)
         lines.append(
@@ -33,12 +35,16 @@ def cache_line() -> str:
     t = CodeTable.at(CODE_TABLE)
     each = t.translate_ns / max(t.instructions, 1)
     emptied = f", emptied {t.emptied} times" if t.emptied else ""
-    hot = HotBlocks.at(HOT)
-    loops = f", {hot.loops} loops optimized in {hot.compile_ns / 1e6:.1f} ms" if hot.loops else ""
     return (
         f"  translated: {t.blocks_made} blocks of {t.instructions} instructions, {t.used} bytes, "
-        f"{t.translate_ns / 1e6:.1f} ms, {each:.0f} ns an instruction{emptied}{loops}"
+        f"{t.translate_ns / 1e6:.1f} ms, {each:.0f} ns an instruction{emptied}"
     )
+
+
+def loops_line() -> str:
+    """What the optimizer has made."""
+    hot = HotBlocks.at(HOT)
+    return f"  optimizer: {hot.loops} loops optimized in {hot.compile_ns / 1e6:.1f} ms"
 
 
 def exits(h: Hart) -> str:

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from types import TracebackType
 from typing import Any
 
 import psutil
+
+from smp.options import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "smp")
@@ -29,6 +32,7 @@ class Console:
     """
 
     def __init__(self, *options: str, terminal: bool = False, command: tuple[str, ...] = COMMAND) -> None:
+        self.options = options
         self.output = b""
         self.errors = b""
         self.seen = 0  # what `expect` has gone past
@@ -129,12 +133,18 @@ class Console:
         self.collect()
         return self.process.returncode
 
+    @property
+    def optimizes(self) -> bool:
+        """Whether there is an optimizer."""
+        return parse(list(self.options)).engine == "jit"
+
     def processes(self, harts: int, seconds: float = 20) -> list[psutil.Process]:
-        """The I/O process and the harts in this order, as soon as all are there."""
+        """The I/O process, the harts, and the optimizer, if there is one, in this order, as soon as all are there."""
+        wanted = 1 + harts + self.optimizes
         deadline = time.monotonic() + seconds
         while True:
             found = psutil.Process(self.process.pid).children(recursive=True)
-            if len(found) == harts + 1:
+            if len(found) == wanted:
                 return sorted(found, key=lambda process: process.pid)
             assert time.monotonic() < deadline and self.process.poll() is None, f"{len(found)} processes"
             time.sleep(0.01)
@@ -162,6 +172,7 @@ def gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process
 
 @contextlib.contextmanager
 def started(*options: str, harts: int = 4, terminal: bool = False) -> Iterator[Console]:
-    """A machine of bare-metal size without firmware."""
-    with Console("-m", "64M", "-bios", "none", "-smp", str(harts), *options, terminal=terminal) as console:
+    """A machine of bare-metal size without firmware, with the options that HARTBEAT_GUEST_ARGS adds."""
+    more = shlex.split(os.environ.get("HARTBEAT_GUEST_ARGS", ""))
+    with Console("-m", "64M", "-bios", "none", "-smp", str(harts), *more, *options, terminal=terminal) as console:
         yield console

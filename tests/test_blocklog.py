@@ -144,10 +144,11 @@ def test_blocks_that_lie_apart_are_disassembled_apart() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-d", "in_asm"], "-d in_asm: .* add --engine jit"),
-        (["-d", "in_asm,out_asm"], "-d in_asm,out_asm: .* add --engine jit"),
-        (["-perfmap"], "-perfmap: .* add --engine jit"),
+        (["-d", "in_asm", "--engine", "interp"], "-d in_asm: .* use --engine jit"),
+        (["-d", "in_asm,out_asm", "--engine", "interp"], "-d in_asm,out_asm: .* use --engine jit"),
+        (["-perfmap", "--engine", "interp"], "-perfmap: .* use --engine jit"),
         (["-d", "exec,in_asm", "--engine", "jit"], "-d in_asm: .* leave exec out"),
+        (["-d", "exec,in_asm"], "-d in_asm: .* leave exec out"),
     ],
 )
 def test_what_needs_the_translator_says_so(arguments: list[str], words: str, tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_a_machine_writes_a_map_for_itself_and_each_hart(guest: Callable[[str], 
         assert console.wait() == 0
     maps = [Path(f"/tmp/perf-{process.pid}.map") for process in processes]
     found = [path for path in maps if path.exists()]
-    assert len(found) == 3  # the I/O process has none
+    assert len(found) == 3  # the I/O process and the optimizer have none
     for path in found:
         lines = path.read_text().splitlines()
         path.unlink()

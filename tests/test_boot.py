@@ -14,6 +14,7 @@ import pytest
 from console import Console, gone
 
 from smp.guest import APPEND, Guest, default_guest, run_script
+from smp.host import default_engine
 
 pytestmark = pytest.mark.boot
 
@@ -88,21 +89,13 @@ def test_linux_runs_under_opensbi(guest: Guest, firmware: str, harts: int) -> No
     assert f"Platform HART Count         : {harts}\n" in log
 
 
-HOST_FEATURES = Path("/proc/cpuinfo").read_text().split()
-
-
-NEEDS_TRANSLATOR = pytest.mark.skipif(
-    not {"bmi2", "fma"} <= set(HOST_FEATURES), reason="the translator needs BMI2 and FMA"
-)
-
-
-@NEEDS_TRANSLATOR
+@pytest.mark.skipif(default_engine() == "interp", reason="the interpreter is the default here")
 @pytest.mark.parametrize("harts", [1, 4, 8])
-def test_linux_runs_translated(guest: Guest, harts: int) -> None:
-    check_work(run(guest, harts, WORK, "--engine", "jit"), harts)
+def test_linux_runs_interpreted(guest: Guest, harts: int) -> None:
+    check_work(run(guest, harts, WORK, "--engine", "interp"), harts)
 
 
-@NEEDS_TRANSLATOR
+@pytest.mark.skipif(default_engine() == "interp", reason="this host can't run the translator")
 def test_linux_runs_in_a_small_code_cache(guest: Guest) -> None:
     """It is emptied again and again while both harts boot and work."""
     log = run(guest, 2, WORK, "--engine", "jit", "-accel", "tcg,tb-size=4", "--stats")

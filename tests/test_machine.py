@@ -11,12 +11,17 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from console import gone, started
+from console import Console, gone, started
+
+from mem.regions import HOT
+from smp.host import default_engine
+from smp.hot import HotBlocks
 
 pytestmark = pytest.mark.conformance
 
@@ -206,13 +211,15 @@ BUSY_OR_IDLE = pytest.mark.parametrize("work", [BUSY, IDLE], ids=["busy", "idle"
 
 
 @BUSY_OR_IDLE
-@pytest.mark.parametrize("victim", ["io", "hart 0", "hart 3"])
+@pytest.mark.parametrize("victim", ["io", "hart 0", "hart 3", "optimizer"])
 def test_a_killed_process_ends_the_machine(guest: Assemble, victim: str, work: str) -> None:
     with started("-nographic", "-kernel", guest(work), terminal=True) as console:
         console.expect("ready")
         processes = console.processes(harts=4)
         assert not console.terminal_is_restored(), "it should be raw now"
-        processes[["io", "hart 0", "hart 1", "hart 2", "hart 3"].index(victim)].kill()
+        if victim == "optimizer" and not console.optimizes:
+            pytest.skip("the interpreter has no optimizer")
+        processes[["io", "hart 0", "hart 1", "hart 2", "hart 3", "optimizer"].index(victim)].kill()
         assert gone([psutil.Process(console.process.pid), *processes], 1) == []
         assert console.wait() == 1
         assert f"{victim} was killed by SIGKILL" in console.errors.decode()
@@ -264,6 +271,47 @@ def test_shared_memory_has_no_name(guest: Assemble) -> None:
         console.expect("ready")
         assert "/dev/shm/" not in Path(f"/proc/{console.process.pid}/maps").read_text()
         assert [path for path in Path("/dev/shm").iterdir() if "hartbeat" in path.name] == []
+
+
+# Engines -----------------------------------------------------------------------------------------------------------
+
+
+def loops_of(supervisor: int) -> int:
+    """How many loops the optimizer has installed."""
+    with open(f"/proc/{supervisor}/mem", "rb") as memory:
+        memory.seek(HOT + HotBlocks.offset("loops"))
+        return int.from_bytes(memory.read(4), "little")
+
+
+def test_a_busy_loop_is_optimized_and_the_statistics_say_so(guest: Assemble) -> None:
+    with started("-nographic", "--stats", "-kernel", guest(BUSY), harts=2) as console:
+        if not console.optimizes:
+            pytest.skip("the interpreter has no optimizer")
+        console.expect("ready")
+        deadline = time.monotonic() + 60
+        while not loops_of(console.process.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        console.process.terminate()
+        assert console.wait() == 128 + signal.SIGTERM
+    found = re.search(r"(\d+) loops optimized in (\d+\.\d) ms", console.errors.decode())
+    assert found and int(found[1]) >= 1 and float(found[2]) > 0
+
+
+@pytest.mark.parametrize("engine", ["default", "interp", "jit"])
+def test_every_block_can_be_logged(guest: Assemble, engine: str) -> None:
+    """-d exec has everything interpreted, whatever the engine; so the interpreter is its default."""
+    if engine == "jit" and default_engine() != "jit":
+        pytest.skip("this host can't run the translator")
+    asked = [] if engine == "default" else ["--engine", engine]
+    elf = guest("only_first; li t1, 5\nagain:\naddi t1, t1, -1; bnez t1, again; finish 0x5555")
+    options = ["-m", "64M", "-bios", "none", "-nographic", "-d", "exec", "--stats", *asked]
+    with Console(*options, "-kernel", elf) as console:
+        assert console.wait() == 0
+    text = console.errors.decode()
+    runs = Counter(re.findall(r"Trace 0: \[([0-9a-f]{16})/M\]", text))
+    assert 4 in runs.values()  # the first of five rounds belongs to the first block
+    assert f"engine {asked[-1] if asked else 'interp'}\n" in text
 
 
 # The keys of mon:stdio --------------------------------------------------------------------------------------------
@@ -474,7 +522,7 @@ def test_idle_harts_sleep(guest: Assemble) -> None:
         assert sum(sum(p.cpu_times()[:2]) for p in processes) - before < 0.1
 
 
-def test_a_hart_process_has_little_memory_of_its_own(guest: Assemble) -> None:
+def test_a_process_has_little_memory_of_its_own(guest: Assemble) -> None:
     with started("-nographic", "-kernel", guest(IDLE)) as console:
         console.expect("ready")
         for process in console.processes(harts=4):

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mem import fdt
-from smp import cli, cpu, options
+from smp import cli, cpu, host, options
+from smp.boot import check_engine
 from smp.config import ConfigError, DeviceConfig, DriveConfig, MachineConfig, SerialConfig
 from smp.cpu import parse_cpu
 
@@ -79,7 +80,10 @@ def test_nothing_given_is_the_default_machine():
         (["-accel", "tcg,thread=multi"], {}),
         (["-accel", "tcg,tb-size=64"], {"tb_size": 64 << 20}),
         (["-accel", "tcg,tb-size=256K"], {"tb_size": 256 << 10}),
-        (["--engine", "interp", "--stats"], {"stats": True}),
+        (["--engine", "interp", "--stats"], {"engine": "interp", "stats": True}),
+        (["--engine", "jit"], {"engine": "jit"}),
+        (["-d", "exec"], {"engine": "interp", "log": frozenset({"exec"})}),
+        (["-d", "exec", "--engine", "jit"], {"engine": "jit", "log": frozenset({"exec"})}),
         (["-smp", "2", "-smp", "3"], {"harts": 3}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -109,6 +113,53 @@ def test_help_goes_to_stdout_with_status_0(arguments, capsys):
 def test_version_is_the_projects():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == options.VERSION
+
+
+# Engines
+
+
+@pytest.fixture
+def x86(monkeypatch):
+    """This host is x86-64 and has what the translator needs, but for the names given."""
+
+    def lacking(*names: str) -> None:
+        from llvmlite import binding
+
+        monkeypatch.setattr(host.platform, "machine", lambda: "x86_64")
+        monkeypatch.setattr(binding, "get_host_cpu_features", lambda: {n: n not in names for n in host.NEEDED})
+
+    return lacking
+
+
+def test_the_translator_is_the_default_where_the_host_can_run_it(x86, capsys):
+    x86()
+    assert parse().engine == "jit"
+    check_engine(parse())
+    for asked in ("-version", "-h"):
+        assert cli.main([asked]) == 0
+        assert capsys.readouterr().out.splitlines()[-1].endswith("jit")
+
+
+@pytest.mark.parametrize("name", host.NEEDED)
+def test_the_interpreter_is_the_default_without_a_feature(x86, name, capsys):
+    x86(name)
+    assert parse().engine == "interp"
+    check_engine(parse())
+    for asked in ("-version", "-h"):
+        assert cli.main([asked]) == 0
+        out, err = capsys.readouterr()
+        assert out.splitlines()[-1].endswith(f"interp (this processor has no {name})") and not err
+    for engine in ("jit", "check"):
+        with pytest.raises(ConfigError, match=f"--engine {engine}: this processor has no {name}; use --engine interp"):
+            check_engine(parse("--engine", engine))
+
+
+def test_the_interpreter_is_the_default_on_other_architectures(monkeypatch):
+    monkeypatch.setattr(host.platform, "machine", lambda: "aarch64")
+    assert parse().engine == "interp"
+    check_engine(parse())
+    with pytest.raises(ConfigError, match="--engine jit: this host is aarch64, not x86_64; use --engine interp"):
+        check_engine(parse("--engine", "jit"))
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), min_size=1, max_size=3))

@@ -7,8 +7,9 @@ import pytest
 from bare import Bare, bare_machine, i
 
 from mem.memmap import RAM_BASE
-from mem.regions import CODE, CODE_TABLE
+from mem.regions import CODE, CODE_TABLE, HOT
 from smp.codecache import CodeTable
+from smp.hot import HotBlocks
 from smp.stats import print_stats
 
 ROUNDS = 10
@@ -44,11 +45,14 @@ def test_the_translators_counters_count(bare: Bare) -> None:
 
 def test_the_lines_have_them(bare: Bare, capsys: pytest.CaptureFixture[str]) -> None:
     loop(bare)
+    hot = HotBlocks.at(HOT)
+    hot.loops, hot.compile_ns = 2, 12_345_678
     print_stats(bare.config, 1.0)
-    _, cache, hart = capsys.readouterr().err.splitlines()
+    _, cache, loops, hart = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
         r"  translated: 2 blocks of 6 instructions, \d+ bytes, \d+\.\d ms, \d+ ns an instruction", cache
     )
+    assert loops == "  optimizer: 2 loops optimized in 12.3 ms"
     assert hart.endswith(f", {bare.h.chain_misses} chain misses, 1 slow accesses, {ROUNDS + 1} steps")
 
 

@@ -53,8 +53,8 @@ def idle(kind: Kind, guest: Guest, harts: int, memory: bool) -> dict[str, float]
         time.sleep(IDLE_SECONDS)
         found = {IDLE: 100 * (cpu_seconds(everyone) - before) / IDLE_SECONDS}
         if memory:
-            # The I/O process is started before the harts.
-            found[MEMORY] = max(private_bytes(hart.pid) for hart in children[1:]) / (1 << 20)
+            # The I/O process is started before the harts, the optimizer after them.
+            found[MEMORY] = max(private_bytes(hart.pid) for hart in children[1 : 1 + harts]) / (1 << 20)
     return found
 
 

@@ -14,6 +14,7 @@ from smp.decode import BUCKET_ROWS, BUCKET_START, LIST, row_bucket
 from smp.row import ROWS, Kind, Row
 
 LIMIT = 400  # instructions looked at
+LONGEST = 128  # instructions of a loop: longer ones gain little over their blocks, and take LLVM long
 PAGE = 4096
 RA = 1
 
@@ -86,7 +87,8 @@ def find_loop(page: Page, head: int) -> dict[int, Block]:
     if head not in blocks:
         return {}
     inside = _reachable(blocks, head) & _reaching(blocks, head)
-    return {pc: block for pc, block in blocks.items() if pc in inside}
+    found = {pc: block for pc, block in blocks.items() if pc in inside}
+    return found if sum(len(block.instructions) for block in found.values()) <= LONGEST else {}
 
 
 def entries(blocks: dict[int, Block], head: int) -> list[int]:

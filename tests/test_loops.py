@@ -17,7 +17,7 @@ from smp.cpu import ConfigError
 from smp.hot import REQUESTS, SAMPLES, HotBlock, HotBlocks, note_busy, take_request
 from smp.interpreter import run_quantum
 from smp.loopcode import is_known
-from smp.loopfinder import Page, entries, find_loop
+from smp.loopfinder import LONGEST, Page, entries, find_loop
 from smp.optimizer import Optimizer
 from smp.row import ROWS, Field, Kind
 from smp.rows import ALL_EXTENSIONS
@@ -45,6 +45,12 @@ def test_a_loop_is_what_leads_back_to_its_head() -> None:
     back = i("bne", rs1=5, rs2=0, imm=-8)
     assert loop_of(NOP, NOP, NOP, back, NOP, head=RAM_BASE + 4) == ([4, 8, 12], [4])
     assert loop_of(NOP, NOP, NOP, NOP) == ([], [])
+
+
+def test_a_long_loop_is_left_to_its_blocks() -> None:
+    for count, found in ((LONGEST - 1, LONGEST), (LONGEST, 0)):
+        inside, _ = loop_of(*[NOP] * count, i("bne", rs1=5, rs2=0, imm=-4 * count))
+        assert len(inside) == found
 
 
 def test_the_loops_around_belong_to_it() -> None:

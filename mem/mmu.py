@@ -34,6 +34,7 @@ PAGE_MASK = ~0xFFF & (1 << 64) - 1
 NO_FAULT = (1 << 64) - 1
 EMPTY = (1 << 64) - 1  # a tag that no masked address equals
 TLB_ENTRIES = 256
+SECOND_ENTRIES = 4096  # of the second level, in a bank
 VIEW_U, VIEW_S, VIEW_SUM, VIEW_M, VIEWS = range(5)
 
 
@@ -72,6 +73,18 @@ class View(Layout):
 
 
 @layout
+class SecondBank(Layout):
+    """The second level for one kind of access: the translations of all views that `fill` has put into the first.
+
+    A tag is a page's virtual address and, in the bits of the offset, a stamp: the view and the flushes so far.  So a
+    flush makes the entries old without touching them.
+    """
+
+    flushes: u64  # since the entries were last cleared, times FLUSH
+    entries: list[Entry] = many(SECOND_ENTRIES)
+
+
+@layout
 class Mmu(Layout):
     """A hart's translation state; belongs to its hart alone."""
 
@@ -89,32 +102,65 @@ class Mmu(Layout):
     large_base: u64  # all superpages ever cached since the last flush lie where (va & large_mask) == large_base
     large_mask: u64
     misses: u64
+    second_hits: u64  # misses that the second level answered
     walks: u64
     page_bits: u64  # scratch: log2 of the size of the page that the last walk ended at
     writable: u64  # scratch: whether the last walk allows caching for this access
     pmpaddr: list[u64] = many(PMP_ENTRIES)
     pmpcfg: list[u8] = many(PMP_ENTRIES)
     views: list[View] = many(VIEWS)
+    second_read: SecondBank
+    second_write: SecondBank
 
 
 VIEW_BYTES = View.sizeof()
 WRITE_BANK = View.offset("write")
 BANK_BYTES = Bank.sizeof()
+VIEW_SHIFT = VIEW_BYTES.bit_length() - 1
+assert VIEW_BYTES == 1 << VIEW_SHIFT
+SECOND_BYTES = Entry.sizeof() * SECOND_ENTRIES
+FLUSH = 4  # a stamp: the view in the lowest two bits, flushes above
+STAMPS = (1 << 12) - FLUSH  # one less than there is room for: the last page's tag must not become EMPTY
+assert VIEWS <= FLUSH
+
+
+@native
+def flush_second(bank: SecondBank) -> None:
+    """Make all entries old; when the stamps are used up, the entries go, so that none of the first time comes back."""
+    bank.flushes += FLUSH
+    if bank.flushes >= STAMPS:
+        memory_set(ref(bank.entries), 0xFF, SECOND_BYTES)
+        bank.flushes = 0
+
+
+@native(inline=True)
+def view_in_use(mmu: Mmu) -> int:
+    """Which view `data` is: translated code changes that alone, when it sets SUM."""
+    return (mmu.data - ref(mmu.views)) >> VIEW_SHIFT
+
+
+@native(inline=True)
+def second_index(va: int, view: int) -> int:
+    """A page's place depends on the view, so that the kernel's own accesses to a page don't displace its user's."""
+    return ((va >> 12) + view * (SECOND_ENTRIES // VIEWS)) & (SECOND_ENTRIES - 1)
 
 
 @native
 def flush_all(mmu: Mmu) -> None:
     """Forget all translations of loads and stores."""
     memory_set(ref(mmu.views), 0xFF, VIEW_BYTES * VIEWS)
+    flush_second(mmu.second_read)
+    flush_second(mmu.second_write)
     mmu.large_mask = 0
     mmu.large_base = NO_FAULT
 
 
 @native
 def flush_writes(mmu: Mmu) -> None:
-    """Forget the translations of stores: a page became watched."""
+    """Forget the translations of stores, in both levels: a page became watched."""
     for view in range(VIEWS):
         memory_set(ref(mmu.views[view]) + WRITE_BANK, 0xFF, BANK_BYTES)
+    flush_second(mmu.second_write)
 
 
 @native
@@ -130,6 +176,9 @@ def flush_page(mmu: Mmu, va: int) -> None:
     for view in range(VIEWS):
         mmu.views[view].read.entries[index].tag = EMPTY
         mmu.views[view].write.entries[index].tag = EMPTY
+        second = second_index(va, view)
+        mmu.second_read.entries[second].tag = EMPTY
+        mmu.second_write.entries[second].tag = EMPTY
 
 
 @native
@@ -374,17 +423,44 @@ def fill(mmu: Mmu, va: int, pa: int, access: int) -> None:
         return
     if mmu.page_bits > 12:
         note_large(mmu, va, mmu.page_bits)
+    put_first(mmu, va, HOST + pa - va, access)
+    bank = mmu.second_write if access == WRITE else mmu.second_read
+    view = view_in_use(mmu)
+    entry = bank.entries[second_index(va, view)]
+    entry.tag = va & PAGE_MASK | bank.flushes | view
+    entry.addend = HOST + pa - va
+
+
+@native(inline=True)
+def put_first(mmu: Mmu, va: int, addend: int, access: int) -> None:
+    """Make it an entry of the bank in use."""
     view = View.at(mmu.data)
     index = (va >> 12) & (TLB_ENTRIES - 1)
     entry = view.write.entries[index] if access == WRITE else view.read.entries[index]
     entry.tag = va & PAGE_MASK
-    entry.addend = HOST + pa - va
+    entry.addend = addend
+
+
+@native
+def second_level(mmu: Mmu, va: int, access: int) -> int:
+    """The physical address that the second level has, or NO_FAULT; what it has goes to the first."""
+    bank = mmu.second_write if access == WRITE else mmu.second_read
+    view = view_in_use(mmu)
+    entry = bank.entries[second_index(va, view)]
+    if entry.tag != va & PAGE_MASK | bank.flushes | view:
+        return NO_FAULT
+    mmu.second_hits += 1
+    put_first(mmu, va, entry.addend, access)
+    return va + entry.addend - HOST
 
 
 @native
 def locate(mmu: Mmu, va: int, size: int, access: int) -> int:
     """Translate and check a data access that lies in one page, and cache its page; gives the physical address."""
     mmu.misses += 1
+    known = second_level(mmu, va, access)
+    if known != NO_FAULT:
+        return known
     pa = translate(mmu, va, access, mmu.data_privilege)
     if mmu.cause != NO_FAULT:
         return 0

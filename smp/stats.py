@@ -23,7 +23,8 @@ def print_stats(config: MachineConfig, wall: float) -> None:
         busy = max(wall - h.wfi_ns / 1e9, 1e-9)
         lines.append(
             f"  hart {h.id}: {h.instret} instructions, {h.instret / busy / 1e6:.1f} MIPS busy, {h.traps} traps, "
-            f"{h.interrupts} interrupts, {h.ipis} IPIs sent, {h.mmu.misses} TLB misses, {h.mmu.walks} walks, "
+            f"{h.interrupts} interrupts, {h.ipis} IPIs sent, {h.mmu.misses} TLB misses, "
+            f"{h.mmu.second_hits} second-level hits, {h.mmu.walks} walks, "
             f"{h.pages_evicted} code pages, wfi {h.wfi_ns / 1e9:.3f} s{exits(h) if translates else ''}"
             + (f", {h.compared} compared" if config.engine == "check" else "")
         )

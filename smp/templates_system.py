@@ -5,7 +5,7 @@ goes to the interpreter's handler.
 """
 
 from mem.mailbox import Mailbox
-from mem.mmu import VIEW_BYTES, VIEW_S, VIEWS, Mmu
+from mem.mmu import VIEW_BYTES, VIEW_S, VIEW_SHIFT, VIEWS, Mmu
 from mem.native import Native, native, table
 from smp.code import Slot
 from smp.csr import (
@@ -54,8 +54,7 @@ PENDING = Mailbox.offset("pending") - Mailbox.offset("alarm")  # from what the f
 SEPC_FIELD, MEPC_FIELD = Hart.offset("sepc"), Hart.offset("mepc")
 DATA, SUM_FIELD = (Hart.offset("mmu") + Mmu.offset(n) for n in ("data", "sum"))
 SUPERVISOR_VIEWS = Hart.offset("mmu") + Mmu.offset("views") + VIEW_S * VIEW_BYTES
-VIEW_SHIFT = VIEW_BYTES.bit_length() - 1
-assert VIEW_BYTES == 1 << VIEW_SHIFT and VIEW_S + 1 < VIEWS
+assert VIEW_S + 1 < VIEWS
 
 
 def _readable(number: int) -> int:

@@ -1,5 +1,6 @@
 """Address translation against a slow model written from the privileged manual, and the TLB against the walk."""
 
+import ctypes
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +10,25 @@ from bare import RAM_BASE, Bare, i
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mem import reservation
 from mem.machine import machine
-from mem.mmu import NO_FAULT, cached, pmp_allows, read_slow, translate, write_slow
+from mem.mmu import (
+    FLUSH,
+    NO_FAULT,
+    SECOND_ENTRIES,
+    STAMPS,
+    VIEW_BYTES,
+    VIEWS,
+    cached,
+    flush_all,
+    flush_page,
+    flush_writes,
+    pmp_allows,
+    read_slow,
+    second_level,
+    translate,
+    write_slow,
+)
 from mem.word import MASK64
 from smp.code import enter, page_index, slot_text
 from smp.cpu import EXT_PMP, EXT_SVNAPOT, parse_cpu
@@ -394,7 +412,16 @@ def test_pmp_ranges_of_all_memory_and_of_nothing(bare: Bare) -> None:
     assert pmp_allows(mmu, 0, 4, READ, USER) == 1
 
 
+def forget_first_level(h: Hart) -> None:
+    """As if other pages had displaced all of it."""
+    ctypes.memset(ctypes.addressof(h.mmu.views), 0xFF, ctypes.sizeof(h.mmu.views))
+
+
 # The TLB: instructions in M-mode under MPRV go through it, and the walk is the judge.
+
+
+def address_of_page(page: int) -> int:
+    return (page // 16 * 2 << 21) + page % 16 * PAGE
 
 
 class Mapped:
@@ -402,6 +429,9 @@ class Mapped:
 
     def __init__(self, bare: Bare, source: random.Random) -> None:
         self.bare, self.source = bare, source
+        # Without large pages a fence of an address flushes that page alone.
+        self.large = source.random() < 0.5
+        self.favourite = 0  # the page that is used and changed most, so that it is known when it changes
         self.model = Model(bare, menvcfg=source.choice((0, ADUE)) | PBMTE)
         self.roots = [TABLES, TABLES + 8 * PAGE]
         for root in self.roots:
@@ -422,11 +452,17 @@ class Mapped:
 
     def new_pte(self, root: int, page: int) -> None:
         pte = leaf_of(self.source, TARGETS + self.source.randrange(48) * PAGE, 0)
+        if not self.large:
+            pte &= ~N
         self.bare.put_word(root + (2 + page // 16) * PAGE + 8 * (page % 16), pte)
 
     def address(self) -> int:
         dice = self.source.random()
         offset = self.source.randrange(0, PAGE, 8)
+        if self.source.random() < 0.3:
+            return address_of_page(self.favourite) + offset
+        if not self.large:
+            dice = 1.0
         if dice < 0.25:
             return 3 << 30 | 0x40_0000 + self.source.randrange(48) * PAGE + offset
         if dice < 0.5:
@@ -438,9 +474,10 @@ class Mapped:
         root = self.roots[self.model.satp & (1 << 44) - 1 != self.roots[0] >> 12]
         dice = self.source.random()
         if dice < 0.6:
-            page = self.source.randrange(32)
-            self.new_pte(root, page)
-            return (page // 16 * 2 << 21) + page % 16 * PAGE
+            if self.source.random() < 0.3:
+                self.favourite = self.source.randrange(32)
+            self.new_pte(root, self.favourite)
+            return address_of_page(self.favourite)
         level, at, base = (2, root + 24, 3 << 30) if dice < 0.7 else (1, root + PAGE + 24, 3 << 21)
         target = RAM_BASE if level == 2 else TARGETS
         self.bare.put_word(at, leaf_of(self.source, target, level))
@@ -449,6 +486,8 @@ class Mapped:
     def check_data(self, kind: int) -> None:
         va, value = self.address(), self.source.getrandbits(64)
         h, model = self.bare.h, self.model
+        if self.source.random() < 0.5:
+            forget_first_level(h)
         pc = CODE + (0, 0x40)[kind]
 
         def by_instruction() -> Any:
@@ -500,6 +539,177 @@ def test_the_tlb_answers_as_the_walk(bare: Bare, seed: int) -> None:
             model.sum, model.mxr = source.random() < 0.5, source.random() < 0.5
             model.privilege = source.choice((USER, SUPERVISOR, SUPERVISOR))
             model.install_mode(bare.h)
+
+
+# The second level
+
+
+PAGES_AT = 0x4000_0000  # virtual; in no superpage
+
+
+@pytest.fixture
+def paged(bare: Bare) -> Model:
+    """Pages of U and of S in turn from PAGES_AT, that lead to TARGETS."""
+    model = Model(bare, 8 << 60 | TABLES >> 12)
+    bare.put_word(TABLES + 8 * (PAGES_AT >> 30), (TABLES + PAGE) >> 12 << 10 | V)
+    bare.put_word(TABLES + PAGE, (TABLES + 2 * PAGE) >> 12 << 10 | V)
+    for page in range(64):
+        bare.put_word(TABLES + 2 * PAGE + 8 * page, page_leaf(page))
+    model.install(bare.h)
+    return model
+
+
+def page_leaf(page: int, flags: int = R | W) -> int:
+    return (TARGETS >> 12) + page << 10 | V | A | D | flags | (U if page % 2 else 0)
+
+
+def known_to_second(h: Hart, page: int, access: int) -> bool:
+    """Asks for it in the view in use, and has the first level as before."""
+    found = second_level(h.mmu, PAGES_AT + page * PAGE, access)
+    forget_first_level(h)
+    assert found in (NO_FAULT, TARGETS + page * PAGE)
+    return found != NO_FAULT
+
+
+def test_a_page_that_left_the_first_level_costs_no_walk(bare: Bare, paged: Model) -> None:
+    h = bare.h
+    for work in (lambda va: read_slow(h.mmu, va, 8), lambda va: write_slow(h.mmu, va, 8, 1)):
+        walks, hits = h.mmu.walks, h.mmu.second_hits
+        for _ in range(3):
+            for page in range(0, 64, 2):
+                work(PAGES_AT + page * PAGE)
+            forget_first_level(h)
+        assert h.mmu.cause == NO_FAULT
+        assert h.mmu.walks - walks == 32
+        assert h.mmu.second_hits - hits == 64
+
+
+def test_the_second_level_gives_its_page_back_to_the_first(bare: Bare, paged: Model) -> None:
+    h = bare.h
+    for access, work in ((READ, lambda: read_slow(h.mmu, PAGES_AT, 8)),
+                         (WRITE, lambda: write_slow(h.mmu, PAGES_AT, 8, 1))):  # fmt: skip
+        work()
+        forget_first_level(h)
+        assert cached(h.mmu, PAGES_AT, 8, access) == NO_FAULT
+        work()
+        assert cached(h.mmu, PAGES_AT, 8, access) == TARGETS
+        assert cached(h.mmu, PAGES_AT, 8, WRITE) == (TARGETS if access == WRITE else NO_FAULT)
+
+
+def test_reads_do_not_permit_writes(bare: Bare, paged: Model) -> None:
+    bare.put_word(TABLES + 2 * PAGE, page_leaf(0, R))
+    flush_translations(bare.h)
+    read_slow(bare.h.mmu, PAGES_AT, 8)
+    assert known_to_second(bare.h, 0, READ)
+    assert native_outcome(bare.h, lambda: write_slow(bare.h.mmu, PAGES_AT, 8, 1)) == (15, PAGES_AT)
+
+
+def test_a_view_has_only_what_it_saw(bare: Bare, paged: Model) -> None:
+    h = bare.h
+    views = [(USER, False), (SUPERVISOR, False), (SUPERVISOR, True), (MACHINE, False)]
+
+    def look(privilege: int, with_sum: bool) -> None:
+        paged.privilege, paged.sum = privilege, with_sum
+        paged.install_mode(h)
+
+    for view in views:
+        flush_translations(h)
+        look(*view)
+        page = 1 if view[0] == USER or view[1] else 0
+        at = PAGES_AT + page * PAGE if view[0] != MACHINE else TARGETS
+        read_slow(h.mmu, at, 8)
+        assert h.mmu.cause == NO_FAULT
+        for other in views:
+            look(*other)
+            assert (second_level(h.mmu, at, READ) != NO_FAULT) == (other == view)
+        look(*view)
+        forget_first_level(h)
+
+
+def test_a_flush_of_a_page_takes_it_from_the_second_level_in_all_views(bare: Bare, paged: Model) -> None:
+    h = bare.h
+    views = [(USER, False), (SUPERVISOR, True)]
+    for flushed in (1, 3):
+        for paged.privilege, paged.sum in views:
+            paged.install_mode(h)
+            for page in (1, 3):
+                read_slow(h.mmu, PAGES_AT + page * PAGE, 8)
+                write_slow(h.mmu, PAGES_AT + page * PAGE, 8, 1)
+        flush_page(h.mmu, PAGES_AT + flushed * PAGE + 8)
+        forget_first_level(h)
+        for paged.privilege, paged.sum in views:
+            paged.install_mode(h)
+            for access in (READ, WRITE):
+                assert not known_to_second(h, flushed, access)
+                assert known_to_second(h, 4 - flushed, access)
+
+
+def test_no_number_of_flushes_brings_a_translation_back(bare: Bare, paged: Model) -> None:
+    """The stamps come round after STAMPS / FLUSH flushes."""
+    h = bare.h
+    for empty, access in ((flush_all, READ), (flush_all, WRITE), (flush_writes, WRITE)):
+        for start in range(3):
+            for _ in range(start * 5):
+                empty(h.mmu)
+            write_slow(h.mmu, PAGES_AT, 8, 1)
+            read_slow(h.mmu, PAGES_AT, 8)
+            assert known_to_second(h, 0, access)
+            for _ in range(STAMPS // FLUSH + 2):
+                empty(h.mmu)
+                assert not known_to_second(h, 0, access)
+
+
+def test_a_record_of_zeros_knows_nothing_once_it_was_flushed(bare: Bare) -> None:
+    """Page 0 of the first view has a tag of nothing but its stamp."""
+    mmu = bare.h.mmu
+    mmu.data = ctypes.addressof(mmu.views)
+    for bank in (mmu.second_read, mmu.second_write):
+        ctypes.memset(ctypes.addressof(bank), 0, ctypes.sizeof(bank))
+    flush_all(mmu)
+    assert second_level(mmu, 0, READ) == second_level(mmu, 0, WRITE) == NO_FAULT
+
+
+def test_an_empty_entry_is_no_page(bare: Bare) -> None:
+    """The last page of all has the tag that comes nearest to that of an empty entry."""
+    mmu, last = bare.h.mmu, MASK64 & -PAGE
+    views = ctypes.addressof(mmu.views)
+    for bank in (mmu.second_read, mmu.second_write):
+        ctypes.memset(ctypes.addressof(bank.entries), 0xFF, ctypes.sizeof(bank.entries))
+    for _ in range(STAMPS // FLUSH + 2):
+        flush_all(mmu)
+        for view in range(VIEWS):
+            mmu.data = views + view * VIEW_BYTES
+            assert second_level(mmu, last, READ) == second_level(mmu, last, WRITE) == NO_FAULT
+
+
+def test_a_watched_page_is_stored_to_through_the_slow_path_only(bare: Bare, paged: Model) -> None:
+    """The second level keeps what it may be read by."""
+    h = bare.h
+    read_slow(h.mmu, PAGES_AT, 8)
+    write_slow(h.mmu, PAGES_AT, 8, 1)
+    reservation.begin_watch(TARGETS)
+    flush_writes(h.mmu)
+    forget_first_level(h)
+    assert not known_to_second(h, 0, WRITE)
+    for _ in range(2):
+        write_slow(h.mmu, PAGES_AT, 8, 2)
+        assert cached(h.mmu, PAGES_AT, 8, WRITE) == NO_FAULT
+        assert not known_to_second(h, 0, WRITE)
+    assert known_to_second(h, 0, READ)
+
+
+def test_pages_that_share_a_place_displace_each_other(bare: Bare, paged: Model) -> None:
+    """Two addresses that differ in the tag alone."""
+    h = bare.h
+    bare.put_word(TABLES + PAGE + 8 * (SECOND_ENTRIES // 512), (TABLES + 3 * PAGE) >> 12 << 10 | V)
+    bare.put_word(TABLES + 3 * PAGE, page_leaf(32))
+    near, far = PAGES_AT, PAGES_AT + SECOND_ENTRIES * PAGE
+    target = {near: TARGETS, far: TARGETS + 32 * PAGE}
+    for va, other in ((near, far), (far, near), (near, far)):
+        assert read_slow(h.mmu, va, 8) == bare.word(target[va])
+        forget_first_level(h)
+        assert second_level(h.mmu, va, READ) == target[va]
+        assert second_level(h.mmu, other, READ) == NO_FAULT
 
 
 def test_mxr_does_not_make_the_fence_forget_superpages_of_code(bare: Bare) -> None:

@@ -53,6 +53,7 @@ def test_the_lines_have_them(bare: Bare, capsys: pytest.CaptureFixture[str]) -> 
         r"  translated: 2 blocks of 6 instructions, \d+ bytes, \d+\.\d ms, \d+ ns an instruction", cache
     )
     assert loops == "  optimizer: 2 loops optimized in 12.3 ms"
+    assert " 1 TLB misses, 0 second-level hits, 0 walks, " in hart
     assert hart.endswith(f", {bare.h.chain_misses} chain misses, 1 slow accesses, {ROUNDS + 1} steps")
 
 

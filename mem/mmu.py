@@ -89,6 +89,7 @@ class Mmu(Layout):
     """A hart's translation state; belongs to its hart alone."""
 
     data: u64  # host address of the view that loads and stores use now
+    first_view: u64  # host address of the hart's views, which a copy of this record shares
     cause: u64  # exception of the last access, or NO_FAULT
     tval: u64
     hart: u32
@@ -136,7 +137,7 @@ def flush_second(bank: SecondBank) -> None:
 @native(inline=True)
 def view_in_use(mmu: Mmu) -> int:
     """Which view `data` is: translated code changes that alone, when it sets SUM."""
-    return (mmu.data - ref(mmu.views)) >> VIEW_SHIFT
+    return (mmu.data - mmu.first_view) >> VIEW_SHIFT
 
 
 @native(inline=True)

@@ -8,8 +8,8 @@ from mem.image import Boot
 from mem.log import LOG_EXEC, LOG_GUEST_ERRORS, LOG_INT, LOG_UNIMP
 from mem.machine import Machine, machine
 from mem.memmap import RAM_BASE
-from mem.mmu import NO_FAULT
-from mem.regions import MAILBOXES, Regions
+from mem.mmu import NO_FAULT, Mmu
+from mem.regions import HART_STRIDE, HARTS, MAILBOXES, Regions
 from smp.config import MachineConfig
 from smp.cpu import EXT_C, EXT_SVPBMT, ConfigError
 from smp.hart import DECODED_PAGES, MACHINE, NEVER, SUPERVISOR, Hart, hart_record
@@ -68,6 +68,7 @@ def write_hart(config: MachineConfig, boot: Boot, number: int) -> None:
     h = hart_record(number)
     box = MAILBOXES + number * Mailbox.sizeof()
     h.id = h.mmu.hart = number
+    h.mmu.first_view = HARTS + number * HART_STRIDE + Hart.offset("mmu") + Mmu.offset("views")
     h.alarm = box + Mailbox.offset("alarm")
     h.pc = boot.pc
     h.x[A0], h.x[A1], h.x[A2] = number, boot.dtb, boot.info

@@ -13,7 +13,7 @@ import ctypes
 from mem.atomics import load8, memory_compare, memory_copy, store8
 from mem.bus import bus_covers, is_plain, is_ram
 from mem.layout import Layout, layout, many, u64
-from mem.mmu import EXECUTE, NO_FAULT, PAGE_MASK, READ, WRITE, Mmu, pmp_allows, translate
+from mem.mmu import EXECUTE, NO_FAULT, PAGE_MASK, READ, WRITE, Mmu, flush_second, pmp_allows, translate
 from mem.native import native, ref, table
 from mem.regions import CHECK, CHECK_BYTES, HOST, STEPS, map_fixed
 from mem.word import sext32
@@ -103,6 +103,9 @@ def cast_shadow(h: Hart) -> Hart:
     shadow = Hart.at(ref(window().shadow))
     memory_copy(ref(window().shadow), ref(h.x), COPIED)
     memory_copy(ref(shadow.mmu), ref(h.mmu), VIEWS)
+    # Flushes of the hart's second level don't come to this one.
+    flush_second(shadow.mmu.second_read)
+    flush_second(shadow.mmu.second_write)
     return shadow
 
 
@@ -392,3 +395,5 @@ def prepare_check() -> None:
     shadow = CHECK + Foretold.offset("shadow")
     ctypes.memset(shadow + FETCH_BANKS, 0xFF, MMU - FETCH_BANKS)
     ctypes.memset(shadow + MMU + VIEWS, 0xFF, Mmu.sizeof() - VIEWS)
+    for bank in ("second_read", "second_write"):
+        getattr(Foretold.at(CHECK).shadow.mmu, bank).flushes = 0

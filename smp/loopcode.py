@@ -238,8 +238,7 @@ def compile_loop(module: ir.Module, machine: Any) -> bytes:
     """The host code of the module's only function; empty when it refers to data, which is not taken along."""
     module.triple = machine.triple
     module.data_layout = str(machine.target_data)
-    text = str(module).replace(" nounwind", ' nounwind "no-jump-tables"="true"')  # llvmlite knows no such attribute
-    parsed = llvm.parse_assembly(text)
+    parsed = llvm.parse_assembly(str(module))
     parsed.verify()
     # All of LLVM's level 2 takes five times as long and gains next to nothing here.
     passes = llvm.create_new_module_pass_manager()

@@ -28,13 +28,13 @@ from smp.x86 import (
     RSP,
     aim,
     byte,
+    call_to,
     here,
     jump_if,
     jump_to,
     load_constant,
     op_mem,
     op_reg,
-    word32,
 )
 from smp.x86_sse import store_mxcsr
 
@@ -82,9 +82,7 @@ def enter_loop(function: int, index: int, ppc: int, vpc: int, version: int) -> N
     op_mem(1, 0x89, RSP, HART, LOOP_STACK)
     op_reg(1, 0x8B, RDI, HART)
     load_constant(RSI, index)
-    byte(0xE8)
-    word32(0)
-    aim(here(), function)
+    call_to(function)
     op_mem(0, 0x83, 4, HART, FP_INLINE)  # LLVM may have used the floating-point registers
     byte(FP_ALLOWED)
     op_reg(0, 0x83, 7, RAX)

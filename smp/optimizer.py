@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import signal
 import time
 from typing import Any, NoReturn
 
@@ -15,18 +14,12 @@ from smp.hot import HotBlock, HotBlocks, take_request
 from smp.loopcode import LoopCode, compile_loop, is_known
 from smp.loopfinder import PAGE, Page, entries, find_loop
 from smp.loopinstall import copy_page, enter_loop, finish_install, put_code
-
-PR_SET_PDEATHSIG = 1
+from smp.process import depend_on
 
 
 def run_optimizer(supervisor: int, fd: int) -> NoReturn:
     """The main function of the forked process: `fd` is the eventfd that requests come by.  Runs until it is killed."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != supervisor:
-        os._exit(1)
-    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGTTOU, signal.SIGPIPE):
-        signal.signal(ignored, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    depend_on(supervisor)
     optimizer = Optimizer()
     while True:
         os.read(fd, 8)

@@ -23,14 +23,19 @@ INTERRUPTS = {1: "supervisor software", 3: "machine software", 5: "supervisor ti
               9: "supervisor external", 11: "machine external"}  # fmt: skip
 
 
-def run_hart_process(number: int, supervisor: int, log_fd: int) -> NoReturn:
-    """The main function of a forked hart: runs until the machine ends, then exits with status 0."""
+def depend_on(supervisor: int) -> None:
+    """In a forked process: die with the supervisor, and leave the terminal's signals to it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor:
         os._exit(1)
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGTTOU, signal.SIGPIPE):
         signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def run_hart_process(number: int, supervisor: int, log_fd: int) -> NoReturn:
+    """The main function of a forked hart: runs until the machine ends, then exits with status 0."""
+    depend_on(supervisor)
     map_fixed(DECODED, DECODED_BYTES)
     if machine().check:
         prepare_check()

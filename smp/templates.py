@@ -29,6 +29,7 @@ from smp.x86 import (
     RDX,
     aim,
     byte,
+    call_to,
     get,
     here,
     immediate,
@@ -382,9 +383,7 @@ def call_piece(piece: int) -> None:
     """Call one of the fixed pieces, which may use the floating-point registers."""
     cursor().fp_ready = 0
     cursor().boxed = 0
-    byte(0xE8)
-    word32(0)
-    aim(here(), piece)
+    call_to(piece)
 
 
 @native

@@ -74,15 +74,21 @@ def op_reg(wide: int, opcode: int, reg: int, rm: int) -> None:
 
 
 @native
-def op_mem(wide: int, opcode: int, reg: int, base: int, displacement: int) -> None:
-    """An instruction on a host register and [base + displacement]; the base is not rsp or r12."""
-    prefixes(wide, opcode, reg, base)
+def based(reg: int, base: int, displacement: int) -> None:
+    """ModRM and displacement of [base + displacement]; the base is not rsp or r12."""
     if displacement + 128 < 256:
         byte(0x40 | (reg & 7) << 3 | base & 7)
         byte(displacement)
     else:
         byte(0x80 | (reg & 7) << 3 | base & 7)
         word32(displacement)
+
+
+@native
+def op_mem(wide: int, opcode: int, reg: int, base: int, displacement: int) -> None:
+    """An instruction on a host register and [base + displacement]; the base is not rsp or r12."""
+    prefixes(wide, opcode, reg, base)
+    based(reg, base, displacement)
 
 
 @native
@@ -225,6 +231,14 @@ def aim(site: int, target: int) -> None:
 @native
 def jump_to(target: int) -> None:
     aim(jump(), target)
+
+
+@native
+def call_to(target: int) -> None:
+    """call target."""
+    byte(0xE8)
+    word32(0)
+    aim(here(), target)
 
 
 @native

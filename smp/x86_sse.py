@@ -5,7 +5,7 @@ A form says which instruction: opcode, opcode map, mandatory prefix and VEX.W (I
 """
 
 from mem.native import native, table
-from smp.x86 import HART, IN_MEMORY, byte, op_mem, word32
+from smp.x86 import HART, IN_MEMORY, based, byte, op_mem
 
 XMM0, XMM1, XMM2 = range(3)
 
@@ -68,12 +68,7 @@ def vex_reg(form: int, reg: int, left: int, rm: int) -> None:
 def vex_mem(form: int, reg: int, left: int, base: int, displacement: int) -> None:
     """An instruction whose memory operand is [base + displacement]; the base is not rsp or r12."""
     vex(form, reg, left, base)
-    if displacement + 128 < 256:
-        byte(0x40 | (reg & 7) << 3 | base & 7)
-        byte(displacement)
-    else:
-        byte(0x80 | (reg & 7) << 3 | base & 7)
-        word32(displacement)
+    based(reg, base, displacement)
 
 
 @native

@@ -1,31 +1,17 @@
 """The third witness: translated code against the living definition, on the same kind of random programs."""
 
 import random
-from collections.abc import Iterator
 
 import pytest
-from bare import Bare, bare_machine
+from bare import Bare
 from lockstep import candidates, compare, make
 
 from mem.regions import CODE_TABLE
-from smp.boot import check_engine
 from smp.codecache import CodeTable
-from smp.config import MachineConfig
-from smp.cpu import ConfigError
 from smp.hart import MACHINE, USER
 from smp.rows import ALL_EXTENSIONS
 
 PROGRAMS = 400
-
-
-@pytest.fixture(scope="module")
-def translating() -> Iterator[Bare]:
-    try:
-        check_engine(MachineConfig(engine="jit"))
-    except ConfigError as error:
-        pytest.skip(str(error))
-    with bare_machine(runs="jit") as made:
-        yield made
 
 
 @pytest.mark.parametrize("privilege", [USER, MACHINE])

@@ -2,18 +2,14 @@
 
 import ctypes
 import random
-from collections.abc import Iterator
 
 import pytest
-from bare import RAM_BASE, Bare, Instruction, bare_machine, encode, i
+from bare import RAM_BASE, Bare, Instruction, encode, i
 
 from mem.machine import machine
 from mem.mailbox import ALARM_STOP, Mailbox, alarm
 from mem.regions import CODE_TABLE, HOT, MAILBOXES
-from smp.boot import check_engine
 from smp.codecache import ALARM_CHECK, CodePage, CodeTable, page_record
-from smp.config import MachineConfig
-from smp.cpu import ConfigError
 from smp.hot import REQUESTS, SAMPLES, HotBlock, HotBlocks, note_busy, take_request
 from smp.interpreter import run_quantum
 from smp.loopcode import is_known
@@ -69,16 +65,6 @@ def test_what_leaves_the_page_or_is_not_known_ends_a_path(leaving: Instruction) 
     over, back = i("bne", rs1=6, rs2=0, imm=8), i("bne", rs1=5, rs2=0, imm=-12)
     assert loop_of(NOP, over, leaving, back) == ([0, 4, 12], [0])
     assert loop_of(NOP, leaving, back) == ([], [])
-
-
-@pytest.fixture(scope="module")
-def translating() -> Iterator[Bare]:
-    try:
-        check_engine(MachineConfig(engine="jit"))
-    except ConfigError as error:
-        pytest.skip(str(error))
-    with bare_machine(runs="jit") as made:
-        yield made
 
 
 def optimize(bare: Bare, head: int) -> bool:

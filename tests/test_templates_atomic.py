@@ -3,18 +3,15 @@ leave to the interpreter, and what LR/SC costs."""
 
 import ctypes
 import random
-from collections.abc import Iterator
 
 import pytest
-from bare import RAM_BASE, Bare, Instruction, bare_machine, i
+from bare import RAM_BASE, Bare, Instruction, i
 from lockstep import candidates, compare, make, single
 
 from mem.regions import CODE, CODE_ALIAS, CODE_TABLE
 from smp import template_table
-from smp.boot import check_engine
 from smp.codecache import CodeTable
-from smp.config import MachineConfig
-from smp.cpu import EXT_A, EXT_ZABHA, EXT_ZACAS, EXT_ZBA, EXT_ZBB, EXT_ZBKB, EXT_ZBS, EXT_ZCB, EXT_ZICOND, ConfigError
+from smp.cpu import EXT_A, EXT_ZABHA, EXT_ZACAS, EXT_ZBA, EXT_ZBB, EXT_ZBKB, EXT_ZBS, EXT_ZCB, EXT_ZICOND
 from smp.decode import LIST
 from smp.hart import MACHINE, USER
 from smp.row import ROWS, Kind, Row
@@ -27,16 +24,6 @@ PROGRAMS, SINGLES = 200, 6
 CELL = RAM_BASE + 0x10_0000
 A0, A1, T0, T1 = 10, 11, 5, 6
 LOCKED_OR = bytes.fromhex("f0830c2400")
-
-
-@pytest.fixture(scope="module")
-def translating() -> Iterator[Bare]:
-    try:
-        check_engine(MachineConfig(engine="jit"))
-    except ConfigError as error:
-        pytest.skip(str(error))
-    with bare_machine(runs="jit") as made:
-        yield made
 
 
 @pytest.fixture

@@ -2,17 +2,13 @@
 
 import random
 import struct
-from collections.abc import Iterator
 
 import pytest
-from bare import RAM_BASE, Bare, Instruction, bare_machine, i
+from bare import RAM_BASE, Bare, Instruction, i
 from lockstep import compare, make, single
 
 from mem.regions import CODE_TABLE
-from smp.boot import check_engine
 from smp.codecache import CodeTable
-from smp.config import MachineConfig
-from smp.cpu import ConfigError
 from smp.fpformat import NV, NX, D, S
 from smp.hart import FS, ILLEGAL
 from smp.row import ROWS, Kind, Row
@@ -30,20 +26,10 @@ BOXED = 0xFFFFFFFF << 32
 DIVIDE = i("fdiv.d", rd=2, rs1=0, rs2=1, rm=DYN)
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Bare]:
-    try:
-        check_engine(MachineConfig(engine="jit"))
-    except ConfigError as error:
-        pytest.skip(str(error))
-    with bare_machine(runs="jit") as made:
-        yield made
-
-
 @pytest.fixture
-def bare(shared: Bare) -> Bare:
-    shared.reset()
-    return shared
+def bare(translating: Bare) -> Bare:
+    translating.reset()
+    return translating
 
 
 def rows_of(*formats: object) -> list[Row]:

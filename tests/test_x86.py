@@ -117,6 +117,10 @@ def aimed_jump(distance: int) -> None:
     x86.jump_to(CodeTable.at(CODE_TABLE).asm.out + 5 + distance)
 
 
+def aimed_call(distance: int) -> None:
+    x86.call_to(CodeTable.at(CODE_TABLE).asm.out + 5 + distance)
+
+
 def guest_text(name: str, regs: list[Any], rms: list[Any]) -> Callable[..., str]:
     return lambda _, opcode, reg, number: f"{{disp8}} {name} {regs[reg]}, {guest(number, rms, SIZES[id(rms)])}"
 
@@ -265,6 +269,7 @@ def other_rows() -> Iterator[Row]:
     distance = values("distance", DISTANCES)
     yield Row(aimed_condition, (Pick("cc", CONDITIONS), distance), "{disp32} j$cc .+6+$distance")
     yield Row(aimed_jump, (distance,), "{disp32} jmp .+5+$distance")
+    yield Row(aimed_call, (distance,), "call .+5+$distance")
 
 
 SCALAR = [("sd", "qword ptr"), ("ss", "dword ptr")]
@@ -326,7 +331,14 @@ def sse_row(name: str, form: int, size: str, reg: Pick, left: Pick, rm: Pick) ->
 
 ROWS = list(rows())
 # Natives that rows above or tests below reach through others.
-COVERED = {"vex": x86_sse.vex_reg, "prefixes": prefixes_of, "aim": aimed_condition, "jump_to": aimed_jump}
+COVERED = {
+    "vex": x86_sse.vex_reg,
+    "based": x86.op_mem,
+    "prefixes": prefixes_of,
+    "aim": aimed_condition,
+    "jump_to": aimed_jump,
+    "call_to": aimed_call,
+}
 OTHERWISE = {"align_jump": "test_a_jumps_displacement_lies_in_one_piece"}
 
 

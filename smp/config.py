@@ -49,10 +49,14 @@ class DriveConfig:
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """A -device: the driver's name and its properties as (name, value) in the order given."""
+    """A -device: the driver's name and its properties as (name, value) in the order given.
+
+    `on_pci` is the name that was asked for, if that was a PCI device's: it sits on virtio-mmio all the same.
+    """
 
     driver: str
     properties: tuple[tuple[str, str], ...] = ()
+    on_pci: str = ""
 
     def get(self, name: str, default: str = "") -> str:
         return dict(self.properties).get(name, default)

@@ -9,29 +9,64 @@ from collections.abc import Callable
 from mem.memmap import VIRTIO_SLOTS
 from smp.config import DeviceConfig, DriveConfig, MachineConfig, SerialConfig
 from smp.cpu import ConfigError
+from smp.virtio_options import RINGS, slot_of
 from virtio.blk import Block
 from virtio.chardev import Chardev, Stdio, Unix, open_file, open_pty
 from virtio.console import Console
 from virtio.device import Device
+from virtio.features import EVENT_IDX, INDIRECT_DESC
 from virtio.image import Image, Overlay
 from virtio.process import IoConfig
 from virtio.rng import Rng
 
+Made = tuple[DeviceConfig, Device]
+
 
 def io_config(config: MachineConfig) -> IoConfig:
-    """Everything opened: disks take the slots from 0 upward, then the other devices in the order given.
+    """Everything opened: disks take the free slots from 0 upward, then the other devices in the order given.
 
     Raises ConfigError for what the host refuses.  `prepare` the result before the first fork.
     """
-    devices: list[Device] = [block(drive, device, config) for drive, device in config.block_devices()]
-    for device in config.devices:
-        if device.driver == "virtio-rng-device":
-            devices.append(Rng())
-    devices += consoles(config)
-    if len(devices) > VIRTIO_SLOTS:
-        raise ConfigError(f"-device: {len(devices)} virtio devices do not fit in {VIRTIO_SLOTS} slots; take some away")
+    made: list[Made] = [(device, block(drive, device, config)) for drive, device in config.block_devices()]
+    made += [(device, MAKERS[device.driver](device)) for device in config.devices if device.driver in MAKERS]
+    made += consoles(config)
+    for given, device in made:
+        device.ring_features = ring_features(given)
     serial = chardev(config.serials[0], "serial0") if config.serials else Chardev()
-    return IoConfig(dict(enumerate(devices)), serial)
+    return IoConfig(place(made), serial)
+
+
+# Devices that need nothing but their own -device; the others have functions below.
+MAKERS: dict[str, Callable[[DeviceConfig], Device]] = {
+    "virtio-rng-device": lambda given: Rng(),
+}
+RING_BITS = {"event_idx": EVENT_IDX, "indirect_desc": INDIRECT_DESC}
+
+
+def ring_features(given: DeviceConfig) -> int:
+    """What the driver is offered for its rings."""
+    return sum(bit for name, bit in RING_BITS.items() if given.get(name, RINGS[name].default) == "on")
+
+
+def place(made: list[Made]) -> dict[int, Device]:
+    """A slot for each device: the one its bus names, or the first that is free."""
+    taken: dict[int, Device] = {}
+    for given, device in made:
+        slot = slot_of(given.get("bus"))
+        if slot in taken:
+            raise ConfigError(f"-device {given.driver},bus={given.get('bus')}: is taken; choose another bus")
+        if slot is not None:
+            taken[slot] = device
+    free = (slot for slot in range(VIRTIO_SLOTS) if slot not in taken)
+    for given, device in made:
+        if slot_of(given.get("bus")) is None:
+            slot = next(free, None)
+            if slot is None:
+                raise ConfigError(
+                    f"-device: {len(made)} virtio devices do not fit in {VIRTIO_SLOTS} slots; take some away"
+                )
+            taken[slot] = device
+    return taken
 
 
 def block(drive: DriveConfig, device: DeviceConfig, config: MachineConfig) -> Block:
@@ -47,18 +82,19 @@ def block(drive: DriveConfig, device: DeviceConfig, config: MachineConfig) -> Bl
     return Block(image, device.get("serial"), queues, device.get("write-cache", "on") == "on")
 
 
-def consoles(config: MachineConfig) -> list[Device]:
+def consoles(config: MachineConfig) -> list[Made]:
     """A virtio console for each virtio-serial-device; the virtconsoles belong to them in the order given."""
     ends = {end.id: end for end in config.chardevs}
     names = [device.get("chardev") for device in config.devices if device.driver == "virtconsole"]
-    buses = sum(device.driver == "virtio-serial-device" for device in config.devices)
-    if len(names) > buses:
+    buses = [device for device in config.devices if device.driver == "virtio-serial-device"]
+    if len(names) > len(buses):
         raise ConfigError(
-            f"-device virtconsole,chardev={names[buses]}: a virtio-serial-device has one console; "
+            f"-device virtconsole,chardev={names[len(buses)]}: a virtio-serial-device has one console; "
             "add another -device virtio-serial-device"
         )
-    made: list[Device] = [Console(chardev(ends[name], name)) for name in names]
-    return made + [Console(Chardev()) for _ in range(buses - len(names))]
+    hosts = [chardev(ends[name], name) for name in names]
+    hosts += [Chardev() for _ in buses[len(names) :]]
+    return [(bus, Console(host)) for bus, host in zip(buses, hosts, strict=True)]
 
 
 def chardev(end: SerialConfig, label: str) -> Chardev:

@@ -45,6 +45,7 @@ def run_machine(config: MachineConfig) -> int:
     engine.load(progress.say)
     progress.done()
     log_fd = open_log(config)
+    say_unimplemented(config, log_fd)
     io = io_config(config)
     try:
         while True:
@@ -66,6 +67,13 @@ def open_log(config: MachineConfig) -> int:
         return os.open(config.log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise ConfigError(f"-D {config.log_file}: {error.strerror}; choose another place") from error
+
+
+def say_unimplemented(config: MachineConfig, log_fd: int) -> None:
+    """With -d unimp: what was asked for and is something else here."""
+    names = sorted({device.on_pci for device in config.devices if device.on_pci})
+    if names and "unimp" in config.log:
+        os.write(log_fd, f"unimp: the machine has no PCI: {', '.join(names)} on virtio-mmio\n".encode())
 
 
 class Progress:

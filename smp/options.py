@@ -22,6 +22,7 @@ from smp.config import (
 )
 from smp.cpu import ConfigError, near
 from smp.host import default_engine_text
+from smp.virtio_options import COMMON, OF_PCI, canonical, check_property, properties
 
 VERSION = "0.1.0"
 
@@ -202,12 +203,16 @@ def read_device(text: str) -> Fields:
     if text == "help":
         raise Help("\n".join(_device_help()))
     items = _split_commas(text)
-    driver = items[0].removeprefix("driver=")
+    asked = items[0].removeprefix("driver=")
+    driver, on_pci = canonical(asked, tuple(DEVICES))
     if driver not in DEVICES:
         hint = near(driver, DEVICES) or f"; there are {', '.join(DEVICES)}"
         raise ConfigError(f"-device {driver}: no such device{hint}")
-    given = pairs("-device", text, "driver", ("driver", *DEVICES[driver]))
+    mmio = asked == driver
+    given = pairs("-device", text, "driver", ("driver", *DEVICES[driver], *properties(driver, mmio)))
     del given["driver"]
+    for name, value in given.items():
+        check_property(driver, name, value, mmio)
     needed = NEEDED.get(driver)
     if needed and not given.get(needed):
         raise ConfigError(f"-device {text}: needs {needed}=ID")
@@ -216,14 +221,18 @@ def read_device(text: str) -> Fields:
     if not 1 <= number("-device num-queues", given.get("num-queues", "1")) <= MAX_QUEUES:
         queues = given["num-queues"]
         raise ConfigError(f"-device num-queues={queues}: a disk has 1 to {MAX_QUEUES} queues")
-    return {"devices": (DeviceConfig(driver, tuple(given.items())),)}
+    return {"devices": (DeviceConfig(driver, tuple(given.items()), asked if on_pci else ""),)}
 
 
 def _device_help() -> Iterator[str]:
-    yield "Devices and their properties:"
-    for driver, properties in DEVICES.items():
+    yield "Devices and their properties; virtio-NAME-device may be written virtio-NAME or virtio-NAME-pci:"
+    for driver, own in DEVICES.items():
         yield f"  {driver}"
-        yield from (f"    {name:10} {about}" for name, about in properties.items())
+        yield from (f"    {name:14} {about}" for name, about in own.items())
+    for title, table in (("all virtio devices", COMMON), ("a device written without -device", OF_PCI)):
+        yield f"  {title}"
+        for name, row in table.items():
+            yield f"    {name:14} {row.about}{f' (default {row.default})' if row.default else ''}"
 
 
 def read_chardev(text: str) -> Fields:

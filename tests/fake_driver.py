@@ -15,7 +15,8 @@ from mem.memmap import RAM_BASE
 from mem.window import Register, window_read, window_take_notified, window_take_queues, window_write
 from smp import engine
 from virtio.device import Device
-from virtio.mmio import EVENT_IDX, INDIRECT_DESC, VERSION_1, Transport, clear_windows
+from virtio.features import EVENT_IDX, INDIRECT_DESC, VERSION_1
+from virtio.mmio import Transport, clear_windows
 from virtio.queue import INDIRECT, NEXT, WRITE, Queue, Ram
 
 RAM_BYTES = 4 << 20

@@ -65,6 +65,20 @@ def test_nothing_given_is_the_default_machine():
             ["-device", "virtio-blk-device,drive=d,serial=x"],
             {"devices": (DeviceConfig("virtio-blk-device", (("drive", "d"), ("serial", "x"))),)},
         ),
+        (["-device", "virtio-rng"], {"devices": (DeviceConfig("virtio-rng-device"),)}),
+        (["-device", "virtio-rng-pci"], {"devices": (DeviceConfig("virtio-rng-device", (), "virtio-rng-pci"),)}),
+        (
+            ["-device", "virtio-serial-pci-non-transitional,bus=pcie.0,addr=0x4,vectors=4"],
+            {
+                "devices": (
+                    DeviceConfig(
+                        "virtio-serial-device",
+                        (("bus", "pcie.0"), ("addr", "0x4"), ("vectors", "4")),
+                        "virtio-serial-pci-non-transitional",
+                    ),
+                )
+            },
+        ),
         (["-nographic"], {"nographic": True}),
         (["-display", "none", "-monitor", "none"], {}),
         (["-nodefaults"], {"serials": ()}),
@@ -297,3 +311,28 @@ def test_block_devices_are_in_the_order_of_their_slots():
         *("-device", "virtio-rng-device", "-device", "virtio-blk-device,drive=a"),
     )
     assert [drive.file.name for drive, _ in config.block_devices()] == ["b", "a"]
+
+
+@pytest.mark.parametrize("driver", [name for name in options.DEVICES if name.startswith("virtio-")])
+@pytest.mark.parametrize("ending", ["-device", "-pci", "-pci-transitional", "-pci-non-transitional", ""])
+def test_every_virtio_device_has_qemus_spellings(driver: str, ending: str) -> None:
+    assert driver.endswith("-device")
+    given = [f"{name}=1" for name in [options.NEEDED.get(driver)] if name]
+    (device,) = parse("-device", ",".join([driver.removesuffix("-device") + ending, *given])).devices
+    assert device.driver == driver
+    assert bool(device.on_pci) == ("pci" in ending)
+    (described,) = parse("-device", ",".join([driver, "event_idx=off", "iommu_platform=off", *given])).devices
+    assert described.get("event_idx") == "off"
+
+
+def test_pci_is_said_to_be_absent_once_and_only_if_asked_for(tmp_path):
+    from smp.machine import say_unimplemented
+
+    asked = ["-device", "virtio-rng-pci", "-device", "virtio-serial", "-device", "virtio-rng-pci"]
+    with open(tmp_path / "log", "w+") as log:
+        say_unimplemented(parse(*asked, "-d", "int"), log.fileno())
+        say_unimplemented(parse("-device", "virtio-rng-device", "-d", "unimp"), log.fileno())
+        assert log.read() == ""
+        say_unimplemented(parse(*asked, "-d", "unimp"), log.fileno())
+        log.seek(0)
+        assert log.read() == "unimp: the machine has no PCI: virtio-rng-pci on virtio-mmio\n"

@@ -29,7 +29,7 @@ from mem.window import (
     window_write,
 )
 from virtio.device import Device
-from virtio.mmio import EVENT_IDX, VERSION_1
+from virtio.features import EVENT_IDX, VERSION_1
 from virtio.queue import Ram
 from virtio.rng import Rng
 

@@ -9,7 +9,9 @@ from smp.cpu import ConfigError
 from smp.io_setup import io_config
 from virtio.blk import Block
 from virtio.chardev import FdChardev, Stdio, Unix
+from virtio.features import EVENT_IDX
 from virtio.image import Image, Overlay
+from virtio.rng import Rng
 
 
 def test_disks_come_first_then_the_devices_in_order(tmp_path: Path) -> None:
@@ -35,6 +37,22 @@ def test_disks_come_first_then_the_devices_in_order(tmp_path: Path) -> None:
     assert isinstance(io.serial, FdChardev)
     io.close()
     io.close()
+
+
+def test_a_bus_names_the_slot_and_the_others_fill_what_is_free() -> None:
+    rngs = [DeviceConfig("virtio-rng-device", (("bus", bus),)) for bus in ("", "virtio-mmio-bus.0", "pcie.0")]
+    last = DeviceConfig("virtio-rng-device", (("bus", "virtio-mmio-bus.31"),))
+    io = io_config(MachineConfig(devices=(*rngs, last), serials=()))
+    assert sorted(io.devices) == [0, 1, 2, 31]
+    with pytest.raises(ConfigError, match=r"virtio-mmio-bus\.31: is taken"):
+        io_config(MachineConfig(devices=(last, last), serials=()))
+
+
+def test_ring_features_are_offered_as_asked_for() -> None:
+    given = DeviceConfig("virtio-rng-device", (("event_idx", "off"),))
+    io = io_config(MachineConfig(devices=(given, DeviceConfig("virtio-rng-device")), serials=()))
+    assert io.devices[0].ring_features == Rng.ring_features & ~EVENT_IDX
+    assert io.devices[1].ring_features == Rng.ring_features
 
 
 @pytest.mark.parametrize(("kind", "mux"), [("mon:stdio", True), ("stdio", False)])

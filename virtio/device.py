@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from virtio.chardev import Chardev
+from virtio.features import EVENT_IDX, INDIRECT_DESC
 from virtio.queue import Queue
 
 
@@ -20,6 +21,7 @@ class Device:
     queues: list[Queue]  # while the driver is ready
     negotiated = 0
     features = 0  # bits beyond those of rings and transport
+    ring_features = INDIRECT_DESC | EVENT_IDX  # what the driver is offered for its rings
     host: Chardev | None = None  # what the event loop watches for it
     config_changed: Callable[[], None] = staticmethod(lambda: None)
 

@@ -22,11 +22,11 @@ from mem.window import (
     window_reset_interrupt,
 )
 from virtio.device import Device
+from virtio.features import EVENT_IDX, INDIRECT_DESC, VERSION_1
 from virtio.queue import Queue, QueueError, Ram
 
 VENDOR = 0x554D_4551  # the vendor that drivers know from QEMU
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
-INDIRECT_DESC, EVENT_IDX, VERSION_1 = 1 << 28, 1 << 29, 1 << 32
 USED_BUFFER, CONFIG_CHANGE = 1, 2
 
 
@@ -51,7 +51,7 @@ class Transport:
     def __init__(self, slot: int, device: Device, ram: Ram) -> None:
         self.slot, self.device, self.ram = slot, device, ram
         self.window: Any = Window.at(regions.WINDOWS + slot * Window.sizeof())
-        self.offered = device.features | VERSION_1 | INDIRECT_DESC | EVENT_IDX
+        self.offered = device.features | device.ring_features | VERSION_1
         self.queues = [Queue(ram, size, self._used) for size in device.queue_sizes]
         device.config_changed = self.config_changed
         device.stop()

@@ -4,7 +4,6 @@ Pure but for reading --config files. A row's reader turns the option's text into
 `ConfigError` is a user's mistake, `Help` something to print instead of starting a machine.
 """
 
-import re
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ from smp.config import (
 )
 from smp.cpu import ConfigError, near
 from smp.host import default_engine_text
+from smp.option_text import escape, number, one_of, pairs, path, size, split_commas, switch
 from smp.virtio_options import COMMON, OF_PCI, canonical, check_property, properties
 
 VERSION = "0.1.0"
@@ -55,72 +55,6 @@ NEEDED = {"virtio-blk-device": "drive", "virtconsole": "chardev"}
 
 class Help(Exception):
     """Text to print on stdout, after which the command ends with status 0."""
-
-
-# Pieces of text -----------------------------------------------------------------------------------------------
-
-
-def pairs(option: str, text: str, implied: str, known: Iterable[str]) -> dict[str, str]:
-    """`a,key=value,flag` to a dict: QEMU's lists, where `,,` is a comma and the first word may lack its key."""
-    known = tuple(known)
-    found: dict[str, str] = {}
-    for number, item in enumerate(_split_commas(text)):
-        key, equals, value = item.partition("=")
-        if not equals:
-            key, value = (implied, item) if number == 0 else (item, "on")
-        if key not in known:
-            hint = near(key, known) or f"; known are {', '.join(known)}"
-            raise ConfigError(f"{option} {text}: unknown property {key!r}{hint}")
-        if key in found:
-            raise ConfigError(f"{option} {text}: {key} is given twice; give it once")
-        found[key] = value
-    return found
-
-
-def _split_commas(text: str) -> list[str]:
-    """Split at single commas; of a run of commas every pair is a comma that belongs to the text."""
-    return [item.replace("\0", ",") for item in text.replace(",,", "\0").split(",")]
-
-
-def escape(text: str) -> str:
-    """The reverse of what `pairs` does to a value."""
-    return text.replace(",", ",,")
-
-
-def number(option: str, text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise ConfigError(f"{option} {text}: {text!r} is not a number; write it with digits")
-    return int(text)
-
-
-def size(option: str, text: str) -> int:
-    """`64M`, `1.5G`, or a number of MiB."""
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)([bkmgt]?)", text, re.IGNORECASE | re.ASCII)
-    if not match:
-        raise ConfigError(f"{option} {text}: {text!r} is not a size; write it like 512M or 2G")
-    unit = 1 << {"b": 0, "k": 10, "": 20, "m": 20, "g": 30, "t": 40}[match[2].lower()]
-    whole, _, fraction = match[1].partition(".")
-    return int(whole) * unit + int(fraction or 0) * unit // 10 ** len(fraction)
-
-
-def switch(option: str, key: str, value: str) -> bool:
-    if value not in ("on", "off"):
-        raise ConfigError(f"{option} {key}={value}: use {key}=on or {key}=off")
-    return value == "on"
-
-
-def one_of(option: str, text: str, known: Iterable[str], remedy: str = "") -> str:
-    known = tuple(known)
-    if text not in known:
-        hint = remedy or near(text, known) or f"; use {' or '.join(known)}"
-        raise ConfigError(f"{option}{'' if option.endswith('=') else ' '}{text}: not available{hint}")
-    return text
-
-
-def path(option: str, text: str) -> Path:
-    if not text:
-        raise ConfigError(f"{option} '': needs the name of a file")
-    return Path(text)
 
 
 # One reader an option, in the order of the table --------------------------------------------------------------
@@ -202,7 +136,7 @@ def read_drive(text: str) -> Fields:
 def read_device(text: str) -> Fields:
     if text == "help":
         raise Help("\n".join(_device_help()))
-    items = _split_commas(text)
+    items = split_commas(text)
     asked = items[0].removeprefix("driver=")
     driver, on_pci = canonical(asked, tuple(DEVICES))
     if driver not in DEVICES:
@@ -237,7 +171,7 @@ def _device_help() -> Iterator[str]:
 
 def read_chardev(text: str) -> Fields:
     kinds = {"stdio": (), "pty": (), "null": (), "file": ("path",), "socket": ("path", "server", "wait")}
-    kind = one_of("-chardev", _split_commas(text)[0].removeprefix("backend="), kinds)
+    kind = one_of("-chardev", split_commas(text)[0].removeprefix("backend="), kinds)
     given = pairs("-chardev", text, "backend", ("backend", "id", *kinds[kind]))
     if not given.get("id"):
         raise ConfigError(f"-chardev {text}: needs id=NAME")

@@ -86,9 +86,41 @@ def test_used_event_interrupts_exactly_when_it_is_passed(ram: Ram, start: int, u
     queue.next_used = start
     ring.set_used_event(event)
     for _ in range(used):
-        queue.push(0, 0)
+        queue.push([(0, 0)])
     passed = [(start + n) & 0xFFFF for n in range(used)]
     assert interrupts == [(n + 1) & 0xFFFF for n in passed if n == event]
+
+
+def test_several_chains_are_given_back_at_once(ram: Ram) -> None:
+    """The driver must never find a part of them: after the first it looks for the others."""
+    ring, queue, interrupts = pair(ram)
+    for _ in range(3):
+        ring.add(4)
+    requests = list(queue)
+    published: list[int] = []
+    queue.ordered = lambda: published.append(len(ring.collect()))  # type: ignore[method-assign]
+    queue.finish([(request, n) for n, request in enumerate(requests)])
+    assert published == [0]
+    assert ring.collect() == [(0, 0), (1, 1), (2, 2)]
+    assert interrupts == [3]
+    queue.finish([])
+    assert interrupts == [3]
+
+
+def test_a_request_of_before_a_reset_is_not_given_back(ram: Ram) -> None:
+    """The rings may be others by then, and its head another's (CVE-2021-3748)."""
+    ring, queue, interrupts = pair(ram)
+    ring.add(4)
+    (old,) = queue
+    ring.attach(queue)
+    ring.added = ring.seen = 0
+    ram.view(ring.avail, 0x8000)[:] = bytes(0x8000)
+    ring.add(4)
+    (new,) = queue
+    old.done(4)
+    assert ring.collect() == [] and interrupts == []
+    new.done(2)
+    assert ring.collect() == [(1, 2)]
 
 
 def refuse(ram: Ram, build: "object", size: int = 8) -> None:

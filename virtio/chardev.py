@@ -16,6 +16,8 @@ import tty
 from collections.abc import Callable
 from typing import Any
 
+from virtio.host import Host
+
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
 INPUT_LIMIT = 4096  # bytes kept for a guest that does not read
 OUTPUT_LIMIT = 65536  # bytes kept for a host end that does not; then the guest waits
@@ -28,21 +30,11 @@ C-a C-a  send C-a\r
 """
 
 
-class Chardev:
+class Chardev(Host):
     """The end that leads nowhere, and the base of the others."""
 
     def __init__(self) -> None:
         self.input, self.output = bytearray(), bytearray()
-
-    def start(self) -> None:
-        """The I/O process takes over."""
-
-    def interest(self) -> dict[int, int]:
-        """File descriptors to wait for, with epoll's events."""
-        return {}
-
-    def ready(self, fd: int, events: int) -> None:
-        """A descriptor of `interest` has something for us."""
 
     def write(self, data: bytes) -> None:
         """Send to the host; ask `has_room` first."""
@@ -51,25 +43,18 @@ class Chardev:
         """Whether more output is welcome."""
         return len(self.output) < OUTPUT_LIMIT
 
+    def has_output(self) -> bool:
+        return bool(self.output)
+
     def read(self, limit: int) -> bytes:
         """Up to `limit` bytes that came from the host."""
         data = bytes(self.input[:limit])
         del self.input[:limit]
         return data
 
-    def flush(self) -> None:
-        """Send what the host end takes now."""
-
     def size(self) -> tuple[int, int]:
         """Columns and rows, (0, 0) when there are none."""
         return 0, 0
-
-    def stop(self) -> None:
-        """The I/O process ends, and another may follow after a reset: give the terminal back."""
-
-    def close(self) -> None:
-        """The last one ends: leave nothing.  May be called in any process, and again."""
-        self.stop()
 
 
 class FdChardev(Chardev):

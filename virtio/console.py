@@ -35,9 +35,10 @@ class Console(Device):
     def handle(self, index: int) -> None:
         self.poll()
 
-    def poll(self) -> None:
+    def poll(self) -> bool:
         self._send()
         self._receive()
+        return False
 
     def resized(self) -> None:
         """The terminal has another size."""

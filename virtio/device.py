@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import ClassVar
 
-from virtio.chardev import Chardev
 from virtio.features import EVENT_IDX, INDIRECT_DESC
+from virtio.host import Host
 from virtio.queue import Queue
 
 
@@ -22,7 +22,7 @@ class Device:
     negotiated = 0
     features = 0  # bits beyond those of rings and transport
     ring_features = INDIRECT_DESC | EVENT_IDX  # what the driver is offered for its rings
-    host: Chardev | None = None  # what the event loop watches for it
+    host: Host | None = None  # what the event loop watches for it
     config_changed: Callable[[], None] = staticmethod(lambda: None)
 
     def config(self) -> bytes:
@@ -39,8 +39,9 @@ class Device:
     def handle(self, index: int) -> None:
         """The driver has put requests into a queue."""
 
-    def poll(self) -> None:
-        """Look after the host's side."""
+    def poll(self) -> bool:
+        """Look after the host's side; True when there was something to do, which may be work for other devices."""
+        return False
 
     def resized(self) -> None:
         """The host's terminal may have another size."""

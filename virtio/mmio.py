@@ -122,20 +122,20 @@ class Transport:
             if queues >> index & 1 and queue.ready and self.is_running():
                 self._guarded(self.device.handle, index)
 
-    def poll(self) -> None:
-        """Let the device look after its host side."""
-        if self.is_running():
-            self._guarded(self.device.poll)
+    def poll(self) -> bool:
+        """Let the device look after its host side; True when it had something to do."""
+        return self.is_running() and bool(self._guarded(self.device.poll))
 
     def is_running(self) -> bool:
         """Whether the driver is ready and the device is sound."""
         return self.status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK
 
-    def _guarded(self, function: Callable[..., None], *args: Any) -> None:
+    def _guarded(self, function: Callable[..., Any], *args: Any) -> Any:
         try:
-            function(*args)
+            return function(*args)
         except Exception as error:
             self._fail(error)
+            return None
 
     def _fail(self, error: Exception) -> None:
         what = str(error) if isinstance(error, QueueError) else f"{type(error).__name__}: {error}"

@@ -31,6 +31,7 @@ from mem.window import (
 )
 from virtio.chardev import Chardev, Stdio
 from virtio.device import Device
+from virtio.host import Host
 from virtio.mmio import Transport, clear_windows
 from virtio.queue import Ram
 from virtio.serial import TX_HEAD, TX_TAIL, Serial
@@ -46,12 +47,14 @@ PR_SET_PDEATHSIG = 1
 class IoConfig:
     """What the I/O process has: devices by slot, the UART's host end, and for how long it polls (0: never).
 
+    others: host ends that belong to no device.
     last_words: seconds that output may take when the guest has ended the machine.
     Make it in the supervisor and call `prepare` before anything is forked.
     """
 
     devices: dict[int, Device] = field(default_factory=dict)
     serial: Chardev = field(default_factory=Chardev)
+    others: list[Host] = field(default_factory=list)
     poll_ns: int = 50_000
     last_words: float = HURRY
     supervisor: int = field(default_factory=os.getpid)
@@ -65,15 +68,16 @@ class IoConfig:
         ram = Ram(memoryview(array).cast("B"))
         self.transports = {slot: Transport(slot, device, ram) for slot, device in self.devices.items()}
 
-    def hosts(self) -> list[Chardev]:
-        """Every character device."""
-        return [self.serial, *(device.host for device in self.devices.values() if device.host)]
+    def hosts(self) -> list[Host]:
+        """Every host end."""
+        return [self.serial, *(device.host for device in self.devices.values() if device.host), *self.others]
 
     def close(self) -> None:
         """Close files and sockets; a terminal gets its mode back."""
         for device in self.devices.values():
             device.close()
-        self.serial.close()
+        for host in (self.serial, *self.others):
+            host.close()
 
 
 def run_io(io: IoConfig) -> None:
@@ -127,7 +131,7 @@ class IoProcess:
         self.epoll = select.epoll()
         self.epoll.register(self.kicks, select.EPOLLIN)
         self.watched: dict[int, int] = {}
-        self.owners: dict[int, Chardev] = {}
+        self.owners: dict[int, Host] = {}
         self.unpollable: set[int] = set()
         self.window = io.poll_ns
         self.worked = self.looked = 0
@@ -154,7 +158,7 @@ class IoProcess:
         did |= self.serial.drain()
         did |= self.serial.feed()
         for transport in self.with_host:
-            transport.poll()
+            did |= transport.poll()
         if self.resized:
             self.resized = False
             for transport in self.transports.values():
@@ -256,7 +260,7 @@ class IoProcess:
             self.serial.drain()
             for host in self.hosts:
                 host.flush()
-            if not self.serial.waiting() and not any(host.output for host in self.hosts):
+            if not self.serial.waiting() and not any(host.has_output() for host in self.hosts):
                 return
             time.sleep(0.002)
 

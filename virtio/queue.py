@@ -54,7 +54,7 @@ class Request:
     """A descriptor chain: what the driver offers, until `done` gives it back."""
 
     def __init__(self, queue: "Queue", head: int) -> None:
-        self.queue, self.head = queue, head
+        self.queue, self.head, self.life = queue, head, queue.life
         self.readable: list[memoryview] = []
         self.writable: list[memoryview] = []
         self.ranges: list[tuple[int, int]] = []  # addresses and sizes of what is writable
@@ -83,9 +83,7 @@ class Request:
 
     def done(self, written: int) -> None:
         """Give the chain back: `written` bytes from the front of the writable part are valid."""
-        for address, size in self.ranges:
-            self.queue.ram.wrote(address, size)
-        self.queue.push(self.head, written)
+        self.queue.finish([(self, written)])
 
 
 def size_of(parts: list[memoryview]) -> int:
@@ -119,6 +117,7 @@ class Queue:
 
     def __init__(self, ram: Ram, maximum: int = 256, interrupt: Callable[[], None] = _nothing) -> None:
         self.ram, self.maximum, self.interrupt = ram, maximum, interrupt
+        self.life = 0  # a request of an earlier one can't be given back any more
         self.reset()
 
     def reset(self) -> None:
@@ -126,6 +125,7 @@ class Queue:
         self.size = self.descriptors = self.driver = self.device = 0
         self.ready = self.event_index = self.indirect = False
         self.next_avail = self.next_used = 0
+        self.life += 1
 
     def enable(self) -> None:
         """Check what the driver has set up and start from the rings' beginning."""
@@ -181,16 +181,30 @@ class Queue:
         if self.ready and not self.event_index:
             self.ram.words[self.used >> 1] = NO_NOTIFY
 
-    def push(self, head: int, written: int) -> None:
-        """Publish a used element, and interrupt if the driver asks for it."""
+    def finish(self, batch: list[tuple[Request, int]]) -> None:
+        """Give chains back, with how much was written into each: the driver sees all of them at once, or none.
+
+        A frame in several buffers needs that, and it is at most one interrupt.
+        """
+        valid = [(request, written) for request, written in batch if request.life == self.life]
+        for request, _ in valid:
+            for address, size in request.ranges:
+                self.ram.wrote(address, size)
+        if valid:
+            self.push([(request.head, written) for request, written in valid])
+
+    def push(self, used: list[tuple[int, int]]) -> None:
+        """Publish used elements, and interrupt if the driver asks for it."""
         if not self.ready:  # reset meanwhile: the rings are the driver's again
             return
-        place = self.used + 4 + 8 * (self.next_used % self.size)
-        ELEMENT.pack_into(self.ram.memory, place, head, written)
-        self.ordered()  # the element is written before the index that shows it
-        old, self.next_used = self.next_used, (self.next_used + 1) & 0xFFFF
+        old = self.next_used
+        for head, written in used:
+            place = self.used + 4 + 8 * (self.next_used % self.size)
+            ELEMENT.pack_into(self.ram.memory, place, head, written)
+            self.ram.wrote(self.ram.base + place, 8)
+            self.next_used = (self.next_used + 1) & 0xFFFF
+        self.ordered()  # the elements are written before the index that shows them
         self.ram.words[(self.used >> 1) + 1] = self.next_used
-        self.ram.wrote(self.ram.base + place, 8)
         self.ram.wrote(self.device, 4)
         py_fence()  # used.idx is written before used_event is read; the driver does the opposite
         if self._wants_interrupt(old):

@@ -1,0 +1,33 @@
+"""What the event loop watches for a device: the host's end of a console or a network card."""
+
+
+class Host:
+    """Has file descriptors; nothing here blocks.
+
+    Made in the supervisor; `start` and `stop` are the life of one I/O process, of which there is another after a
+    reset.  A device's `poll` follows whenever a descriptor was `ready`.
+    """
+
+    def start(self) -> None:
+        """The I/O process takes over."""
+
+    def interest(self) -> dict[int, int]:
+        """File descriptors to wait for, with epoll's events."""
+        return {}
+
+    def ready(self, fd: int, events: int) -> None:
+        """A descriptor of `interest` has something for us."""
+
+    def has_output(self) -> bool:
+        """Whether something of the guest's has not gone out yet; when the machine ends, that is waited for."""
+        return False
+
+    def flush(self) -> None:
+        """Send what the host end takes now."""
+
+    def stop(self) -> None:
+        """The I/O process ends, and another may follow after a reset."""
+
+    def close(self) -> None:
+        """The last one ends: leave nothing.  May be called in any process, and again."""
+        self.stop()

@@ -63,6 +63,7 @@ class Register(IntEnum):
     SHM_SEL = 0xAC
     SHM_LENGTH = 0xB0
     SHM_BASE = 0xB8
+    QUEUE_RESET = 0xC0
     CONFIG_GENERATION = 0xFC
     CONFIG = 0x100
 

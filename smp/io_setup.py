@@ -14,7 +14,7 @@ from virtio.blk import Block
 from virtio.chardev import Chardev, Stdio, Unix, open_file, open_pty
 from virtio.console import Console
 from virtio.device import Device
-from virtio.features import EVENT_IDX, INDIRECT_DESC
+from virtio.features import EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET
 from virtio.image import Image, Overlay
 from virtio.process import IoConfig
 from virtio.rng import Rng
@@ -40,7 +40,13 @@ def io_config(config: MachineConfig) -> IoConfig:
 MAKERS: dict[str, Callable[[DeviceConfig], Device]] = {
     "virtio-rng-device": lambda given: Rng(),
 }
-RING_BITS = {"event_idx": EVENT_IDX, "indirect_desc": INDIRECT_DESC}
+RING_BITS = {
+    "event_idx": EVENT_IDX,
+    "indirect_desc": INDIRECT_DESC,
+    "packed": RING_PACKED,
+    "in_order": IN_ORDER,
+    "queue_reset": RING_RESET,
+}
 
 
 def ring_features(given: DeviceConfig) -> int:

@@ -31,6 +31,9 @@ class Property(NamedTuple):
 RINGS = {
     "event_idx":     Property("notifications and interrupts when an index is passed", default="on"),
     "indirect_desc": Property("descriptors in tables of their own", default="on"),
+    "packed":        Property("packed rings; without, they are split", default="off"),
+    "in_order":      Property("requests are given back in the order in which they came", default="off"),
+    "queue_reset":   Property("a queue may be reset alone", default="on"),
 }
 COMMON = RINGS | {
     "iommu_platform":         Property("off: there is no IOMMU", ("off",), "off", "there is no IOMMU, leave it off"),

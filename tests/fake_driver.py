@@ -15,15 +15,17 @@ from mem.memmap import RAM_BASE
 from mem.window import Register, window_read, window_take_notified, window_take_queues, window_write
 from smp import engine
 from virtio.device import Device
-from virtio.features import EVENT_IDX, INDIRECT_DESC, VERSION_1
+from virtio.features import EVENT_IDX, INDIRECT_DESC, RING_PACKED, RING_RESET, VERSION_1
 from virtio.mmio import Transport, clear_windows
-from virtio.queue import INDIRECT, NEXT, WRITE, Queue, Ram
+from virtio.queue import Queue, Ram
 
 RAM_BYTES = 4 << 20
 RINGS = RAM_BASE + 0x10_0000
 DATA = RAM_BASE + 0x20_0000
 ACKNOWLEDGE_DRIVER, FEATURES_OK, DRIVER_OK = 3, 8, 4
-ALL = VERSION_1 | INDIRECT_DESC | EVENT_IDX
+ALL = VERSION_1 | INDIRECT_DESC | EVENT_IDX | RING_RESET
+NEXT, WRITE, INDIRECT = 1, 2, 4  # of a descriptor
+AVAIL, USED = 1 << 7, 1 << 15  # of a packed one
 
 
 @contextmanager
@@ -48,16 +50,15 @@ class Buffer:
     writable: bool
 
 
-class Ring:
-    """The driver's side of a split virtqueue, written from the specification and not from the device's code."""
+class Driver:
+    """What the driver's sides of both kinds of ring have in common."""
+
+    kind = 0  # the feature
 
     def __init__(self, ram: Ram, size: int, base: int = RINGS, event_index: bool = False) -> None:
         self.ram, self.size, self.event_index = ram, size, event_index
         self.table, self.avail, self.used = base, base + 0x8000, base + 0xC000
         ram.view(base, 0x1_0000)[:] = bytes(0x1_0000)
-        self.free = list(range(size))
-        self.chains: dict[int, list[int]] = {}
-        self.added = self.seen = 0
         self.bump = DATA
 
     def put(self, data: bytes) -> int:
@@ -66,16 +67,33 @@ class Ring:
         self.ram.view(address, len(data))[:] = data
         return address
 
-    def describe(self, index: int, address: int, size: int, flags: int, following: int = 0, table: int = 0) -> None:
-        """Write one descriptor."""
-        self.ram.view((table or self.table) + 16 * index, 16)[:] = pack("<QIHH", address, size, flags, following)
-
     def buffers(self, *parts: bytes | int) -> list[Buffer]:
         """Bytes to be read, then room to be written."""
         return [
             Buffer(self.put(bytes(p)), p, True) if isinstance(p, int) else Buffer(self.put(p), len(p), False)
             for p in parts
         ]
+
+    def attach(self, queue: Queue, features: int = 0) -> None:
+        """Set up a queue with this ring, without a transport."""
+        queue.reset()
+        queue.size, queue.descriptors, queue.driver, queue.device = self.size, self.table, self.avail, self.used
+        queue.accept(features | self.kind | INDIRECT_DESC | (EVENT_IDX if self.event_index else 0))
+        queue.enable()
+
+
+class Ring(Driver):
+    """The driver's side of a split virtqueue, written from the specification and not from the device's code."""
+
+    def __init__(self, ram: Ram, size: int, base: int = RINGS, event_index: bool = False) -> None:
+        super().__init__(ram, size, base, event_index)
+        self.free = list(range(size))
+        self.chains: dict[int, list[int]] = {}
+        self.added = self.seen = 0
+
+    def describe(self, index: int, address: int, size: int, flags: int, following: int = 0, table: int = 0) -> None:
+        """Write one descriptor."""
+        self.ram.view((table or self.table) + 16 * index, 16)[:] = pack("<QIHH", address, size, flags, following)
 
     def add(self, *parts: bytes | int, indirect: bool = False) -> list[Buffer]:
         """Offer a chain; gives where its pieces are."""
@@ -94,6 +112,10 @@ class Ring:
         self.offer(head)
         return buffers
 
+    def room(self) -> int:
+        """Descriptors that are free."""
+        return len(self.free)
+
     def _write(self, buffers: list[Buffer], indices: list[int], table: int) -> None:
         for n, (index, buffer) in enumerate(zip(indices, buffers, strict=True)):
             last = n + 1 == len(indices)
@@ -106,6 +128,10 @@ class Ring:
         self.added = (self.added + 1) & 0xFFFF
         self.ram.view(self.avail + 2, 2)[:] = pack("<H", self.added)
 
+    def has_used(self) -> bool:
+        """Whether `collect` would find something."""
+        return unpack("<H", self.ram.view(self.used + 2, 2))[0] != self.seen
+
     def collect(self) -> list[tuple[int, int]]:
         """The used elements since last time: head and length."""
         (index,) = unpack("<H", self.ram.view(self.used + 2, 2))
@@ -117,6 +143,14 @@ class Ring:
             self.free += self.chains.pop(head, [])
         return found
 
+    def silence(self) -> None:
+        """Want no interrupts."""
+        self.ram.view(self.avail, 2)[:] = pack("<H", 1)
+
+    def want_interrupt(self) -> None:
+        """Ask for an interrupt at the next used element."""
+        self.set_used_event(self.seen)
+
     def set_used_event(self, index: int) -> None:
         """Ask for an interrupt when this element is used."""
         self.ram.view(self.avail + 4 + 2 * self.size, 2)[:] = pack("<H", index)
@@ -125,12 +159,111 @@ class Ring:
         """The index of the chain that the device wants to be notified of."""
         return int(unpack("<H", self.ram.view(self.used + 4 + 8 * self.size, 2))[0])
 
-    def attach(self, queue: Queue) -> None:
-        """Set up a queue with this ring, without a transport."""
-        queue.reset()
-        queue.size, queue.descriptors, queue.driver, queue.device = self.size, self.table, self.avail, self.used
-        queue.event_index, queue.indirect = self.event_index, True
-        queue.enable()
+    def wants_notification(self) -> bool:
+        """Whether the device wants to know of the chain that was added last."""
+        if self.event_index:
+            return self.avail_event() == (self.added - 1) & 0xFFFF
+        return not self.ram.view(self.used, 1)[0] & 1
+
+
+class PackedRing(Driver):
+    """The driver's side of a packed virtqueue, written from the specification's example (virtio 1.3, 2.8.21)."""
+
+    kind = RING_PACKED
+
+    def __init__(self, ram: Ram, size: int, base: int = RINGS, event_index: bool = False) -> None:
+        super().__init__(ram, size, base, event_index)
+        self.next = self.seen = 0
+        self.wrap = self.seen_wrap = True
+        self.ids = list(range(size))
+        self.taken: dict[int, int] = {}  # descriptors of a buffer id
+
+    def room(self) -> int:
+        """Descriptors that are free."""
+        return self.size - sum(self.taken.values())
+
+    def flags(self) -> int:
+        """What makes a descriptor available."""
+        return AVAIL if self.wrap else USED
+
+    def describe(self, index: int, address: int, size: int, ident: int, flags: int, table: int = 0) -> None:
+        """Write one descriptor."""
+        self.ram.view((table or self.table) + 16 * index, 16)[:] = pack("<QIHH", address, size, ident, flags)
+
+    def offer(self, pieces: list[tuple[int, int, int]], ident: int) -> None:
+        """Put descriptors (address, size, flags) into the ring; the first one's flags come last."""
+        first, later = self.next, []
+        for address, size, flags in pieces:
+            flags |= self.flags()
+            later.append((self.next, flags))
+            self.describe(self.next, address, size, ident, 0 if self.next == first else flags)
+            if self.next == first:
+                self.ram.view(self.table + 16 * first + 14, 2)[:] = pack("<H", flags ^ (AVAIL | USED))
+            self.next += 1
+            if self.next == self.size:
+                self.next, self.wrap = 0, not self.wrap
+        index, flags = later[0]
+        self.ram.view(self.table + 16 * index + 14, 2)[:] = pack("<H", flags)
+
+    def add(self, *parts: bytes | int, indirect: bool = False) -> list[Buffer]:
+        """Offer a buffer; gives where its pieces are."""
+        buffers, ident = self.buffers(*parts), self.ids.pop()
+        if indirect:
+            table = self.put(bytes(16 * len(buffers)))
+            for n, buffer in enumerate(buffers):
+                self.describe(n, buffer.address, buffer.size, 0, WRITE if buffer.writable else 0, table)
+            pieces = [(table, 16 * len(buffers), INDIRECT)]
+        else:
+            flags = [(WRITE if b.writable else 0) | (NEXT if b is not buffers[-1] else 0) for b in buffers]
+            pieces = [(b.address, b.size, f) for b, f in zip(buffers, flags, strict=True)]
+        self.taken[ident] = len(pieces)
+        self.offer(pieces, ident)
+        return buffers
+
+    def has_used(self) -> bool:
+        """Whether `collect` would find something."""
+        (flags,) = unpack("<H", self.ram.view(self.table + 16 * self.seen + 14, 2))
+        return bool(flags & AVAIL) == bool(flags & USED) == self.seen_wrap
+
+    def collect(self) -> list[tuple[int, int]]:
+        """The used descriptors since last time: id and length."""
+        found = []
+        while self.has_used():
+            size, ident = unpack("<IH", self.ram.view(self.table + 16 * self.seen + 8, 6))
+            found.append((ident, size))
+            self.seen += self.taken.pop(ident, 1)
+            self.ids.append(ident)
+            if self.seen >= self.size:
+                self.seen, self.seen_wrap = self.seen - self.size, not self.seen_wrap
+        return found
+
+    def _events(self, place: int, flags: int) -> None:
+        self.ram.view(self.avail, 4)[:] = pack("<HH", place, flags)
+
+    def silence(self) -> None:
+        """Want no interrupts."""
+        self._events(0, 1)
+
+    def want_interrupt(self) -> None:
+        """Ask for an interrupt at the next used descriptor."""
+        self.set_used_event(self.seen, self.seen_wrap)
+
+    def set_used_event(self, place: int, wrap: bool) -> None:
+        """Ask for an interrupt when this descriptor is used."""
+        self._events(place | wrap << 15, 2)
+
+    def wants_notification(self) -> bool:
+        """Whether the device wants to know of the buffer of one descriptor that was added last."""
+        place, flags = unpack("<HH", self.ram.view(self.used, 4))
+        if flags == 2:
+            last, wrap = (self.next - 1, self.wrap) if self.next else (self.size - 1, not self.wrap)
+            return bool(place == last | wrap << 15)
+        return bool(flags == 0)
+
+
+def ring_of(features: int) -> type[Ring | PackedRing]:
+    """The kind of ring that was negotiated."""
+    return PackedRing if features & RING_PACKED else Ring
 
 
 class Rig:
@@ -139,7 +272,7 @@ class Rig:
     def __init__(self, ram: Ram, device: Device, slot: int = 3) -> None:
         self.ram, self.device, self.slot = ram, device, slot
         self.transport: Any = Transport(slot, device, ram)
-        self.rings: list[Ring] = []
+        self.rings: list[Any] = []
 
     def read(self, register: int, size: int = 4) -> int:
         """As a hart reads it."""
@@ -161,13 +294,13 @@ class Rig:
         """Up to FEATURES_OK; gives the status read back."""
         self.write(Register.STATUS, 0)
         self.write(Register.STATUS, ACKNOWLEDGE_DRIVER)
-        for word in range(2):
+        for word in range(4):
             self.write(Register.DRIVER_FEATURES_SEL, word)
             self.write(Register.DRIVER_FEATURES, features >> 32 * word & 0xFFFF_FFFF)
         self.write(Register.STATUS, ACKNOWLEDGE_DRIVER | FEATURES_OK)
         return self.read(Register.STATUS)
 
-    def set_up(self, index: int, ring: Ring) -> None:
+    def set_up(self, index: int, ring: Driver) -> None:
         """Give the device a ring."""
         self.write(Register.QUEUE_SEL, index)
         self.write(Register.QUEUE_NUM, ring.size)
@@ -186,7 +319,7 @@ class Rig:
         self.negotiate(accepted)
         self.rings = []
         for index in range(len(self.device.queue_sizes)):
-            ring = Ring(self.ram, size, RINGS + index * 0x1_0000, bool(accepted & EVENT_IDX))
+            ring = ring_of(accepted)(self.ram, size, RINGS + index * 0x1_0000, bool(accepted & EVENT_IDX))
             ring.bump = DATA + index * 0x8_0000
             self.set_up(index, ring)
             self.rings.append(ring)

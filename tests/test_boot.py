@@ -106,6 +106,7 @@ def test_linux_runs_in_a_small_code_cache(guest: Guest) -> None:
 DEVICES = """
 cd /sys/block; for d in vd*; do echo "disk $d $(cat $d/size) $(cat $d/ro)"; done
 echo "vda $(sha256sum </dev/vda)"
+echo "packed $(cut -c35 /sys/block/vda/device/features)"
 dd if=/dev/vda of=/dev/vdb bs=64k conv=fsync 2>/dev/null
 head -c 4096 /dev/zero | dd of=/dev/vdc conv=fsync 2>/dev/null
 echo 3 >/proc/sys/vm/drop_caches
@@ -117,19 +118,22 @@ stty -F /dev/hvc0 raw -echo; echo "over hvc0" >/dev/hvc0; sleep 1
 """
 
 
-def test_disks_entropy_and_console_of_virtio(guest: Guest, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rings", ["", ",packed=on", ",packed=on,event_idx=off,indirect_desc=off", ",in_order=on"])
+def test_disks_entropy_and_console_of_virtio(guest: Guest, tmp_path: Path, rings: str) -> None:
     source = random.Random(7)
     names = ("read", "written", "snapshot", "readonly")
     contents = {name: source.randbytes(1 << 20) for name in names}
     for name, data in contents.items():
         (tmp_path / name).write_bytes(data)
     files = {name: f"file={tmp_path / name},format=raw" for name in names}
+    properties = {"snapshot": ",snapshot=on", "readonly": ",readonly=on"}
     more = [
-        *("-drive", files["read"], "-drive", files["written"]),
-        *("-drive", files["snapshot"] + ",snapshot=on", "-drive", files["readonly"] + ",readonly=on"),
-        *("-device", "virtio-rng-device", "-device", "virtio-serial-device"),
+        *("-device", f"virtio-rng-device{rings}", "-device", f"virtio-serial-device{rings}"),
         *("-chardev", f"file,id=c,path={tmp_path / 'hvc0'}", "-device", "virtconsole,chardev=c"),
     ]
+    for name in names:
+        more += ["-drive", f"{files[name]},if=none,id={name}{properties.get(name, '')}"]
+        more += ["-device", f"virtio-blk-device,drive={name}{rings}"]
     log = run(guest, 2, DEVICES, *more)
     for disk, readonly in (("vda", 0), ("vdb", 0), ("vdc", 0), ("vdd", 1)):
         assert f"disk {disk} 2048 {readonly}\n" in log
@@ -137,6 +141,7 @@ def test_disks_entropy_and_console_of_virtio(guest: Guest, tmp_path: Path) -> No
     seen = bytes(4096) + contents["snapshot"][4096:8192]
     assert f"vdc {hashlib.sha256(seen).hexdigest()}" in log
     assert "vdd refuses\n" in log
+    assert f"packed {int('packed' in rings)}\n" in log
     assert re.search(r"rng virtio_rng\S* 1000\n", log)
     assert (differs := re.search(r"rng differs (\S+) (\S+)\n", log)) and differs[1] != differs[2]
     expected = contents | {"written": contents["read"]}

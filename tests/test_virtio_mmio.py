@@ -7,12 +7,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from fake_driver import ALL, RINGS, Rig, Ring, machine_memory
 
 from mem import memmap, regions
 from mem.atomics import py_store32, py_xchg32
+from mem.log import LOG_GUEST_ERRORS
 from mem.machine import machine
 from mem.mailbox import RUNNING, SLEEPING, Mailbox
 from mem.plic import Plic
@@ -29,7 +31,14 @@ from mem.window import (
     window_write,
 )
 from virtio.device import Device
-from virtio.features import EVENT_IDX, VERSION_1
+from virtio.features import (
+    ACCESS_PLATFORM,
+    EVENT_IDX,
+    IN_ORDER,
+    INDIRECT_DESC,
+    RING_PACKED,
+    VERSION_1,
+)
 from virtio.queue import Ram
 from virtio.rng import Rng
 
@@ -117,6 +126,86 @@ def test_features_ok_is_refused_for_what_is_not_offered(rig: Rig) -> None:
     assert not rig.negotiate(5) & 8, "a driver without VERSION_1"
     rig.write(Register.STATUS, 3 | 8 | 4)
     assert rig.read(Register.STATUS) == 3, "no DRIVER_OK without FEATURES_OK"
+
+
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        (VERSION_1 | ACCESS_PLATFORM, "ACCESS_PLATFORM no IOMMU"),
+        (VERSION_1 | 2, "features 0x2 not offered"),
+        (VERSION_1 | RING_PACKED, "features 0x400000000 not offered"),
+        (VERSION_1 | 1 << 70, "features 0x400000000000000000 not offered"),
+        (5, "older than virtio 1.0 VERSION_1"),
+    ],
+)
+def test_refused_features_are_a_line_with_guest_errors(rig: Rig, tmp_path: Path, features: int, words: str) -> None:
+    m = machine()
+    with open(tmp_path / "log", "w+") as log:
+        m.log_fd, m.log = log.fileno(), 0
+        assert not rig.negotiate(features) & 8
+        m.log = LOG_GUEST_ERRORS
+        try:
+            assert not rig.negotiate(features) & 8
+            assert rig.negotiate(ALL) & 8
+        finally:
+            m.log = m.log_fd = 0
+        text = (tmp_path / "log").read_text()
+    assert text.count("\n") == 1 and text.startswith("guest_errors: virtio slot 3 (odd): ")
+    assert all(word in text for word in words.split())
+
+
+class Loop(Odd):
+    """A device with everything there is for rings."""
+
+    ring_features = Odd.ring_features | RING_PACKED | IN_ORDER
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resets: list[int] = []
+
+    def queue_reset(self, index: int) -> None:
+        self.resets.append(index)
+
+
+@pytest.mark.parametrize("packed", [0, RING_PACKED])
+@pytest.mark.parametrize("in_order", [0, IN_ORDER])
+@pytest.mark.parametrize("event_index", [0, EVENT_IDX])
+@pytest.mark.parametrize("indirect", [0, INDIRECT_DESC])
+def test_every_mix_of_ring_features_works(
+    ram: Ram, packed: int, in_order: int, event_index: int, indirect: int
+) -> None:
+    rig = Rig(ram, Loop()).start(VERSION_1 | packed | in_order | event_index | indirect, size=8)
+    for n in range(30):
+        for queue in range(2):
+            assert rig.ask(b"x", 8, queue=queue, indirect=bool(indirect) and n % 2 == 0) == (0, [bytes(8)])
+    assert rig.interrupts() == 1
+
+
+@pytest.mark.parametrize("packed", [0, RING_PACKED])
+def test_a_queue_is_reset_alone_and_set_up_anew(ram: Ram, packed: int) -> None:
+    rig = Rig(ram, Loop()).start(ALL | packed, size=8)
+    rig.ask(b"x", 8, queue=1)
+    rig.rings[0].add(b"lost")
+    rig.write(Register.QUEUE_SEL, 0)
+    rig.write(Register.QUEUE_RESET, 1)
+    assert [rig.read(n) for n in (Register.QUEUE_RESET, Register.QUEUE_READY)] == [0, 0]
+    assert rig.device.resets == [0]
+    rig.notify(0)
+    assert not rig.rings[0].has_used(), "a queue that is not ready is not looked at"
+    rig.rings[0] = type(rig.rings[0])(ram, 4, RINGS, True)
+    rig.set_up(0, rig.rings[0])
+    assert rig.read(Register.QUEUE_READY) == 1
+    for queue in (0, 1, 0):
+        assert rig.ask(b"x", 8, queue=queue)[0] == 0
+    assert not rig.needs_reset()
+
+
+def test_a_queue_reset_that_was_not_negotiated_does_nothing(ram: Ram) -> None:
+    rig = Rig(ram, Loop()).start(VERSION_1, size=8)
+    rig.write(Register.QUEUE_SEL, 0)
+    rig.write(Register.QUEUE_RESET, 1)
+    assert rig.read(Register.QUEUE_READY) == 1
+    assert rig.device.resets == []
 
 
 def test_features_can_not_change_after_features_ok(rig: Rig) -> None:

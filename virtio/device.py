@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import ClassVar
 
-from virtio.features import EVENT_IDX, INDIRECT_DESC
+from virtio.features import EVENT_IDX, INDIRECT_DESC, RING_RESET
 from virtio.host import Host
 from virtio.queue import Queue
 
@@ -21,7 +21,7 @@ class Device:
     queues: list[Queue]  # while the driver is ready
     negotiated = 0
     features = 0  # bits beyond those of rings and transport
-    ring_features = INDIRECT_DESC | EVENT_IDX  # what the driver is offered for its rings
+    ring_features = INDIRECT_DESC | EVENT_IDX | RING_RESET  # what the driver is offered for its rings
     host: Host | None = None  # what the event loop watches for it
     config_changed: Callable[[], None] = staticmethod(lambda: None)
 
@@ -45,6 +45,9 @@ class Device:
 
     def resized(self) -> None:
         """The host's terminal may have another size."""
+
+    def queue_reset(self, index: int) -> None:
+        """The driver resets one queue: forget its requests.  It may set it up again."""
 
     def stop(self) -> None:
         """The driver resets the device: forget its queues."""

@@ -1,16 +1,19 @@
-"""The back half of virtio-mmio (virtio 1.2, 4.2): status, features, queue set-up, interrupts of one slot.
+"""The back half of virtio-mmio (virtio 1.3, 4.2): status, features, queue set-up, interrupts of one slot.
 
 The guest reads the window's memory (mem/window.py) and its writes come here one at a time; this keeps the window
 what it should be read as.  It knows no device but through virtio/device.py.
 """
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from mem import regions
 from mem.atomics import py_fence, py_store32
+from mem.log import LOG_GUEST_ERRORS
+from mem.machine import machine
 from mem.memmap import VIRTIO_SLOTS
 from mem.window import (
     CONFIG_BYTES,
@@ -22,12 +25,13 @@ from mem.window import (
     window_reset_interrupt,
 )
 from virtio.device import Device
-from virtio.features import EVENT_IDX, INDIRECT_DESC, VERSION_1
+from virtio.features import ACCESS_PLATFORM, RING_RESET, VERSION_1
 from virtio.queue import Queue, QueueError, Ram
 
 VENDOR = 0x554D_4551  # the vendor that drivers know from QEMU
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
 USED_BUFFER, CONFIG_CHANGE = 1, 2
+FEATURE_WORDS = 4  # that a driver may write; of the last two nothing is offered
 
 
 def clear_windows() -> None:
@@ -147,6 +151,12 @@ class Transport:
         if self.status & DRIVER_OK:
             window_raise(self.slot, CONFIG_CHANGE)
 
+    def guest_error(self, text: str) -> None:
+        """A line if -d guest_errors asks for it."""
+        m = machine()
+        if m.log & LOG_GUEST_ERRORS:
+            os.write(m.log_fd, f"guest_errors: virtio slot {self.slot} ({self.device.name}): {text}\n".encode())
+
     def _select_offer(self, value: int) -> None:
         self.offer_word = value
 
@@ -154,7 +164,7 @@ class Transport:
         self.accept_word = value
 
     def _accept(self, value: int) -> None:
-        if self.status & FEATURES_OK or self.accept_word > 1:
+        if self.status & FEATURES_OK or self.accept_word >= FEATURE_WORDS:
             return
         shift = 32 * self.accept_word
         self.accepted = self.accepted & ~(0xFFFF_FFFF << shift) | value << shift
@@ -175,30 +185,49 @@ class Transport:
     def _ready(self, value: int) -> None:
         queue = self._queue()
         if value & 1 == 0:
-            if self.selected < len(self.queues):
-                self.queues[self.selected].reset()
+            self._stop_queue()
         elif queue and self.status & (FEATURES_OK | NEEDS_RESET) == FEATURES_OK:
-            queue.event_index = bool(self.accepted & EVENT_IDX)
-            queue.indirect = bool(self.accepted & INDIRECT_DESC)
+            queue.accept(self.accepted)
             self._guarded(queue.enable)
+
+    def _reset_queue(self, value: int) -> None:
+        """It is over when the hart goes on, so the register always reads 0."""
+        if value & 1 and self.accepted & RING_RESET:
+            self._stop_queue()
+
+    def _stop_queue(self) -> None:
+        if self.selected < len(self.queues):
+            self.queues[self.selected].reset()
+            if self.is_running():
+                self._guarded(self.device.queue_reset, self.selected)
 
     def _status(self, value: int) -> None:
         if value & 0xFF == 0:
-            self.device.stop()
+            self._guarded(self.device.stop)
             self._clear()
             window_reset_interrupt(self.slot)
             return
         new = (self.status | value & 0xFF) & ~(NEEDS_RESET & ~self.status)
-        if new & FEATURES_OK and (self.accepted & ~self.offered or not self.accepted & VERSION_1):
+        if new & ~self.status & FEATURES_OK and (wrong := self._wrong_features()):
+            self.guest_error(wrong)
             new &= ~FEATURES_OK
         if not new & FEATURES_OK:
             new &= ~DRIVER_OK
-        starts = new & ~self.status & DRIVER_OK
+        starts = new & ~self.status & DRIVER_OK and not new & NEEDS_RESET
         self.status = new
         self._set(Register.STATUS, new)
         if starts:
             self._guarded(self.device.start, self.queues, self.accepted)
             self.notified(-1)
+
+    def _wrong_features(self) -> str:
+        """What speaks against the features that the driver accepts, or ''."""
+        beyond = self.accepted & ~self.offered
+        if beyond & ACCESS_PLATFORM:
+            return "the driver accepts ACCESS_PLATFORM, which is not offered: there is no IOMMU"
+        if beyond:
+            return f"the driver accepts features {beyond:#x}, which are not offered"
+        return "" if self.accepted & VERSION_1 else "the driver is older than virtio 1.0: it does not accept VERSION_1"
 
 
 def _address(name: str, high: bool) -> Callable[[Transport, int], None]:
@@ -219,6 +248,7 @@ _WRITES: dict[int, Callable[[Transport, int], None]] = {
     Register.QUEUE_SEL: Transport._select_queue,
     Register.QUEUE_NUM: Transport._size,
     Register.QUEUE_READY: Transport._ready,
+    Register.QUEUE_RESET: Transport._reset_queue,
     Register.STATUS: Transport._status,
     Register.QUEUE_DESC: _address("descriptors", False),
     Register.QUEUE_DESC + 4: _address("descriptors", True),

@@ -1,0 +1,92 @@
+"""A request: what a driver offers in one chain of descriptors, and what a back-end makes of it."""
+
+from typing import TYPE_CHECKING
+
+from virtio.ram import QueueError
+
+if TYPE_CHECKING:
+    from virtio.queue import Queue
+
+WRITE = 2  # a descriptor's flag: the device writes there
+MOST = 1 << 32  # bytes of a request (virtio 1.3, 2.7.5)
+
+
+class Request:
+    """A descriptor chain: what the driver offers, until `done` gives it back."""
+
+    forgotten = False
+
+    def __init__(self, queue: "Queue") -> None:
+        self.queue = queue
+        self.head = self.slots = 0  # the name it is given back by, and how many of the ring's descriptors it takes
+        self.readable: list[memoryview] = []
+        self.writable: list[memoryview] = []
+        self.ranges: list[tuple[int, int]] = []  # addresses and sizes of what is writable
+        self.room = MOST
+        self.written: int | None = None  # how much, when it is done
+
+    def add(self, address: int, length: int, flags: int) -> None:
+        """One more piece of the chain, as a descriptor has it."""
+        view = self.queue.ram.view(address, length)
+        self.room -= length
+        if self.room < 0:
+            raise QueueError(f"a chain of more than {MOST} bytes")
+        if flags & WRITE:
+            if length:
+                self.writable.append(view)
+                self.ranges.append((address, length))
+        elif self.writable:
+            raise QueueError("a descriptor to be read follows one to be written")
+        elif length:
+            self.readable.append(view)
+
+    def read(self, count: int) -> bytes:
+        """Take up to `count` bytes off the front of `readable`."""
+        return b"".join(bytes(part) for part in take(self.readable, count))
+
+    def write(self, data: bytes) -> int:
+        """Fill `writable` from its front; gives how much of the data fitted and takes the room away."""
+        at = 0
+        for part in take(self.writable, len(data)):
+            part[:] = data[at : at + len(part)]
+            at += len(part)
+        return at
+
+    def last(self) -> memoryview:
+        """Take the last writable byte, where many devices put a status."""
+        if self.forgotten:
+            return memoryview(bytearray(1))
+        if not self.writable:
+            raise QueueError("a request has no room for its status")
+        part = self.writable.pop()
+        if len(part) > 1:
+            self.writable.append(part[:-1])
+        return part[-1:]
+
+    def done(self, written: int) -> None:
+        """Give the chain back: `written` bytes from the front of the writable part are valid."""
+        self.queue.finish([(self, written)])
+
+    def forget(self) -> None:
+        """The queue was reset: the buffers are the driver's again, and `done` does nothing any more."""
+        self.readable, self.writable, self.ranges = [], [], []
+        self.forgotten = True
+
+
+def size_of(parts: list[memoryview]) -> int:
+    """Bytes in all parts."""
+    return sum(map(len, parts))
+
+
+def take(parts: list[memoryview], count: int) -> list[memoryview]:
+    """Cut up to `count` bytes off the front of the list."""
+    taken = []
+    while parts and count:
+        part = parts[0]
+        if len(part) > count:
+            taken.append(part[:count])
+            parts[0] = part[count:]
+            break
+        taken.append(parts.pop(0))
+        count -= len(part)
+    return taken

@@ -26,7 +26,7 @@ def _fallocate(fd: int, mode: int, offset: int, size: int) -> bool:
     raise OSError(error, os.strerror(error))
 
 
-def _rest(parts: list[memoryview], done: int) -> list[memoryview]:
+def rest(parts: list[memoryview], done: int) -> list[memoryview]:
     """The parts without their first `done` bytes."""
     for index, part in enumerate(parts):
         if done < len(part):
@@ -53,14 +53,14 @@ class Image:
                     part[:] = bytes(len(part))
                 return
             offset += count
-            parts = _rest(parts, count)
+            parts = rest(parts, count)
 
     def write(self, parts: list[memoryview], offset: int) -> None:
         """Write all the parts."""
         while parts:
             count = os.pwritev(self.fd, parts[:IOV_MAX], offset)
             offset += count
-            parts = _rest(parts, count)
+            parts = rest(parts, count)
 
     def flush(self) -> None:
         """Have everything on stable storage."""

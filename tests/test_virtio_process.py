@@ -8,98 +8,31 @@ import select
 import signal
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from struct import pack
 
 import pytest
-from fake_driver import RAM_BYTES, Rig
+from forked_io import Hart, finish, fork_io, io_memory, reap, wait
 
 from mem import regions
-from mem.machine import POWER_OFF, end_machine, machine
+from mem.machine import POWER_OFF, machine
 from mem.uart import LSR_READY, Register, uart_read, uart_write
 from mem.window import window_write
-from smp import engine
 from virtio.blk import OK, Block, Kind
 from virtio.chardev import Stdio
 from virtio.device import Device
 from virtio.image import Image
-from virtio.process import IoConfig, run_io
+from virtio.process import IoConfig
 from virtio.queue import Ram
 from virtio.rng import Rng
 
 
 @pytest.fixture
 def ram() -> Iterator[Ram]:
-    engine.load()
-    opened = regions.open_regions(2, RAM_BYTES)
-    m = machine()
-    m.harts, m.ram_bytes, m.one = 2, RAM_BYTES, 1
-    m.io_fd, m.supervisor_fd = os.eventfd(0), os.eventfd(0)
-    yield Ram(opened.ram())
-    os.close(m.io_fd)
-    os.close(m.supervisor_fd)
-    opened.close()
-
-
-def fork_io(io: IoConfig) -> int:
-    """The I/O process; its exit status says whether an exception got out."""
-    io.prepare()
-    child = os.fork()
-    if child == 0:
-        status = 3
-        try:
-            run_io(io)
-            status = 0
-        finally:
-            os._exit(status)
-    return child
-
-
-def wait(until: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < deadline, "the I/O process does not answer"
-        time.sleep(0.0005)
-
-
-def finish(child: int, seconds: float = 5) -> int:
-    """End the machine; the process's exit status."""
-    end_machine(POWER_OFF, 0)
-    return reap(child, seconds)
-
-
-def reap(child: int, seconds: float = 5) -> int:
-    status = 0
-
-    def gone() -> bool:
-        nonlocal status
-        pid, status = os.waitpid(child, os.WNOHANG)
-        return pid == child
-
-    try:
-        wait(gone, seconds)
-    except AssertionError:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        raise
-    return os.waitstatus_to_exitcode(status)
-
-
-class Hart(Rig):
-    """A driver on hart 0: register writes wait for the I/O process."""
-
-    def __init__(self, ram: Ram, device: Device, slot: int) -> None:
-        self.ram, self.device, self.slot, self.rings = ram, device, slot, []
-
-    def write(self, register: int, value: int, size: int = 4) -> None:
-        window_write(0, self.slot, register, size, value)
-
-    def notify(self, index: int = 0) -> None:
-        self.write(0x50, index)
-        seen = self.rings[index].seen
-        wait(lambda: self.ram.words[(self.rings[index].used - self.ram.base >> 1) + 1] != seen)
+    with io_memory() as found:
+        yield found
 
 
 def pipes() -> tuple[Stdio, int, int]:

@@ -13,6 +13,7 @@ from mem.regions import CODE_BYTES, PAGE
 from smp.cpu import ConfigError, CpuConfig, near, parse_cpu
 from smp.host import default_engine
 
+MOUNT_TAG = 31  # bytes of a shared folder's name, as in QEMU
 SOCKET_PATH = 107  # unix(7): sun_path less its NUL
 
 # What of -bios is not a file.
@@ -48,6 +49,18 @@ class DriveConfig:
 
 
 @dataclass(frozen=True)
+class FsdevConfig:
+    """A folder of the host for a virtio-9p device; `model` says whose the files are, `option` where it was given."""
+
+    path: Path
+    id: str
+    model: str
+    readonly: bool = False
+    multidevs: str = "warn"
+    option: str = "-fsdev"
+
+
+@dataclass(frozen=True)
 class DeviceConfig:
     """A -device: the driver's name and its properties as (name, value) in the order given.
 
@@ -77,6 +90,7 @@ class MachineConfig:
     dumpdtb: Path | None = None
     dtb_randomness: bool = True
     drives: tuple[DriveConfig, ...] = ()
+    fsdevs: tuple[FsdevConfig, ...] = ()
     devices: tuple[DeviceConfig, ...] = ()
     serials: tuple[SerialConfig, ...] = (SerialConfig(),)
     chardevs: tuple[SerialConfig, ...] = ()
@@ -115,6 +129,9 @@ def check(config: MachineConfig) -> None:
     for drive in config.drives:
         _check_drive(drive, config.snapshot or drive.snapshot)
     _check_block_devices(config)
+    for folder in config.fsdevs:
+        _check_folder(folder)
+    _check_shares(config)
     _check_consoles(config)
     _check_engine(config)
     if config.log_file is not None:
@@ -228,6 +245,48 @@ def _check_block_devices(config: MachineConfig) -> None:
     buses = [device for device in config.devices if device.driver not in ("virtio-blk-device", "virtconsole")]
     if (slots := len(config.block_devices()) + len(buses)) > VIRTIO_SLOTS:
         raise ConfigError(f"-device: {slots} virtio devices do not fit in {VIRTIO_SLOTS} slots; take some away")
+
+
+def _check_folder(folder: FsdevConfig) -> None:
+    where = f"{folder.option} {folder.path}"
+    if not os.path.exists(folder.path):
+        raise ConfigError(f"{where}: no such folder{_near_file(folder.path)}")
+    if not os.path.isdir(folder.path):
+        raise ConfigError(f"{where}: is not a folder; give one, or a file as a -drive")
+    if not os.access(folder.path, os.R_OK | os.X_OK):
+        raise ConfigError(f"{where}: may not be read; give yourself permission (chmod u+rx)")
+    if not folder.readonly and not os.access(folder.path, os.W_OK):
+        raise ConfigError(f"{where}: may not be written; share it by -virtfs with readonly=on")
+    if folder.model == "passthrough" and os.geteuid() != 0:
+        raise ConfigError(
+            f"{folder.option} security_model=passthrough: gives files the guest's owners, which takes root; "
+            "use security_model=mapped-xattr or none"
+        )
+
+
+def _check_shares(config: MachineConfig) -> None:
+    ids = [folder.id for folder in config.fsdevs]
+    _check_unique("-fsdev id", ids)
+    devices = [device for device in config.devices if device.driver == "virtio-9p-device"]
+    wanted = [device.get("fsdev") for device in devices]
+    for name in wanted:
+        if name not in ids:
+            raise ConfigError(
+                f"-device virtio-9p-device,fsdev={name}: no such fsdev{near(name, ids)} "
+                f"(add -fsdev local,path=FOLDER,security_model=none,id={name})"
+            )
+    _check_unique("-device virtio-9p-device,fsdev", wanted)
+    for name in ids:
+        if name not in wanted:
+            raise ConfigError(f"-fsdev id={name}: no device uses it; add -device virtio-9p-device,fsdev={name}")
+    tags = [device.get("mount_tag") for device in devices]
+    for device, tag in zip(devices, tags, strict=True):
+        if not 1 <= len(os.fsencode(tag)) <= MOUNT_TAG:
+            raise ConfigError(
+                f"-device virtio-9p-device,fsdev={device.get('fsdev')},mount_tag={tag}: "
+                f"a tag has 1 to {MOUNT_TAG} bytes; give mount_tag=NAME"
+            )
+    _check_unique("-device virtio-9p-device,mount_tag", tags)
 
 
 def _check_unique(what: str, names: list[str]) -> None:

@@ -3,11 +3,12 @@
 Opens files, sockets and pseudo-terminals, so it runs in the supervisor, where a mistake is still one line.
 """
 
+import errno
 import os
 from collections.abc import Callable
 
 from mem.memmap import VIRTIO_SLOTS
-from smp.config import DeviceConfig, DriveConfig, MachineConfig, SerialConfig
+from smp.config import DeviceConfig, DriveConfig, FsdevConfig, MachineConfig, SerialConfig
 from smp.cpu import ConfigError
 from smp.virtio_options import RINGS, slot_of
 from virtio.blk import Block
@@ -15,7 +16,10 @@ from virtio.chardev import Chardev, Stdio, Unix, open_file, open_pty
 from virtio.console import Console
 from virtio.device import Device
 from virtio.features import EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET
+from virtio.host_owners import MODELS
+from virtio.host_tree import HostTree
 from virtio.image import Image, Overlay
+from virtio.ninep import Ninep
 from virtio.process import IoConfig
 from virtio.rng import Rng
 
@@ -28,7 +32,7 @@ def io_config(config: MachineConfig) -> IoConfig:
     Raises ConfigError for what the host refuses.  `prepare` the result before the first fork.
     """
     made: list[Made] = [(device, block(drive, device, config)) for drive, device in config.block_devices()]
-    made += [(device, MAKERS[device.driver](device)) for device in config.devices if device.driver in MAKERS]
+    made += [(device, MAKERS[device.driver](device, config)) for device in config.devices if device.driver in MAKERS]
     made += consoles(config)
     for given, device in made:
         device.ring_features = ring_features(given)
@@ -36,9 +40,10 @@ def io_config(config: MachineConfig) -> IoConfig:
     return IoConfig(place(made), serial)
 
 
-# Devices that need nothing but their own -device; the others have functions below.
-MAKERS: dict[str, Callable[[DeviceConfig], Device]] = {
-    "virtio-rng-device": lambda given: Rng(),
+# Devices of one -device each; the others have functions of their own.
+MAKERS: dict[str, Callable[[DeviceConfig, MachineConfig], Device]] = {
+    "virtio-rng-device": lambda given, config: Rng(),
+    "virtio-9p-device": lambda given, config: share(given, {folder.id: folder for folder in config.fsdevs}),
 }
 RING_BITS = {
     "event_idx": EVENT_IDX,
@@ -86,6 +91,19 @@ def block(drive: DriveConfig, device: DeviceConfig, config: MachineConfig) -> Bl
         raise ConfigError(f"-drive file {drive.file}: {error.strerror}; choose another file") from error
     queues = int(device.get("num-queues", "1"))
     return Block(image, device.get("serial"), queues, device.get("write-cache", "on") == "on")
+
+
+def share(given: DeviceConfig, folders: dict[str, FsdevConfig]) -> Ninep:
+    """A shared folder."""
+    folder = folders[given.get("fsdev")]
+    try:
+        tree = HostTree(folder.path, MODELS[folder.model](), folder.readonly, folder.multidevs)
+    except OSError as error:
+        text = f"{folder.option} {folder.path}: {error.strerror}"
+        if error.errno == errno.EOPNOTSUPP:
+            text = f"{folder.option} {folder.path}: its file system has no extended attributes"
+        raise ConfigError(f"{text}; choose another folder, or security_model=none") from error
+    return Ninep(tree, os.fsencode(given.get("mount_tag")))
 
 
 def consoles(config: MachineConfig) -> list[Made]:

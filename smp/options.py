@@ -22,6 +22,7 @@ from smp.config import (
 from smp.cpu import ConfigError, near
 from smp.host import default_engine_text
 from smp.option_text import escape, number, one_of, pairs, path, size, split_commas, switch
+from smp.share_options import read_fsdev, read_share, read_virtfs
 from smp.virtio_options import COMMON, OF_PCI, canonical, check_property, properties
 
 VERSION = "0.1.0"
@@ -46,11 +47,16 @@ DEVICES = {
         "num-queues": "number of request queues, 1 to 32 (default 1)",
     },
     "virtio-rng-device": {"id": "name"},
+    "virtio-9p-device": {
+        "fsdev": "id of its -fsdev (needed)",
+        "mount_tag": "what the guest mounts it by, at most 31 bytes (needed)",
+        "id": "name",
+    },
     "virtio-serial-device": {"id": "name"},  # carries one virtconsole, the next that is free
     "virtconsole": {"chardev": "id of its -chardev (needed)", "id": "name"},
 }
 MAX_QUEUES = 32
-NEEDED = {"virtio-blk-device": "drive", "virtconsole": "chardev"}
+NEEDED = {"virtio-blk-device": "drive", "virtio-9p-device": "fsdev", "virtconsole": "chardev"}
 
 
 class Help(Exception):
@@ -279,6 +285,14 @@ OPTIONS: tuple[Option, ...] = (
     Option(("drive",), "file=FILE[,if=virtio|none][,id=ID][,format=raw][,readonly=on][,snapshot=on]",
            "a disk; with if=none a -device virtio-blk-device,drive=ID shows it to the guest", read_drive, True),
     Option(("snapshot",), "", "write to no drive: changes are kept in memory and lost", flag(snapshot=True)),
+    Option(("share",), "FOLDER", "a folder that the guest mounts by the tag 'share': -virtfs local,mount_tag=share,"
+           "security_model=none,multidevs=remap,path=FOLDER", read_share, True),
+    Option(("virtfs",), "local,path=FOLDER,mount_tag=NAME,security_model=MODEL[,id=ID][,readonly=on]...",
+           "a folder of the host and its virtio-9p device, which the guest mounts by NAME", read_virtfs, True),
+    Option(("fsdev",), "local,id=ID,path=FOLDER,security_model=MODEL[,readonly=on][,multidevs=remap|forbid|warn]",
+           "a folder for a -device virtio-9p-device,fsdev=ID. MODEL none: files have the guest's modes; passthrough: "
+           "its owners too (root may); mapped-xattr: both are extended attributes. multidevs: for folders with several "
+           "file systems in them", read_fsdev, True),
     Option(("device",), "DRIVER[,PROPERTY=VALUE...]", "a device; -device help lists them", read_device, True),
     Option(("chardev",), "stdio|pty|null|file,path=FILE|socket,path=FILE[,server=on,wait=off],id=ID",
            "the host's end of a virtconsole", read_chardev, True),

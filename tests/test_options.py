@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mem import fdt
 from smp import cli, cpu, host, options
 from smp.boot import check_engine
-from smp.config import ConfigError, DeviceConfig, DriveConfig, MachineConfig, SerialConfig
+from smp.config import ConfigError, DeviceConfig, DriveConfig, FsdevConfig, MachineConfig, SerialConfig
 from smp.cpu import parse_cpu
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,6 +77,27 @@ def test_nothing_given_is_the_default_machine():
                         "virtio-serial-pci-non-transitional",
                     ),
                 )
+            },
+        ),
+        (
+            ["-fsdev", "local,id=f,path=a,,b,security_model=mapped,readonly=on,multidevs=forbid"],
+            {"fsdevs": (FsdevConfig(Path("a,b"), "f", "mapped", True, "forbid"),)},
+        ),
+        (
+            ["-virtfs", "local,path=p,mount_tag=t,security_model=none", "-device", "virtio-9p-pci,fsdev=f,mount_tag=g"],
+            {
+                "fsdevs": (FsdevConfig(Path("p"), "t", "none", option="-virtfs"),),
+                "devices": (
+                    DeviceConfig("virtio-9p-device", (("fsdev", "t"), ("mount_tag", "t"))),
+                    DeviceConfig("virtio-9p-device", (("fsdev", "f"), ("mount_tag", "g")), "virtio-9p-pci"),
+                ),
+            },
+        ),
+        (
+            ["--share", "a,b"],
+            {
+                "fsdevs": (FsdevConfig(Path("a,b"), "share", "none", multidevs="remap", option="-share"),),
+                "devices": (DeviceConfig("virtio-9p-device", (("fsdev", "share"), ("mount_tag", "share"))),),
             },
         ),
         (["-nographic"], {"nographic": True}),

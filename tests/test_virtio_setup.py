@@ -1,16 +1,20 @@
 """From configuration to devices: slots, properties, host ends, and one line for what the host refuses."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from smp.config import DeviceConfig, DriveConfig, MachineConfig, SerialConfig
+from smp import options, share_options
+from smp.config import DeviceConfig, DriveConfig, FsdevConfig, MachineConfig, SerialConfig, check
 from smp.cpu import ConfigError
 from smp.io_setup import io_config
 from virtio.blk import Block
 from virtio.chardev import FdChardev, Stdio, Unix
 from virtio.features import EVENT_IDX
+from virtio.host_owners import MODELS, SameOwners
 from virtio.image import Image, Overlay
+from virtio.ninep import Ninep
 from virtio.rng import Rng
 
 
@@ -67,3 +71,26 @@ def test_what_the_host_refuses_is_one_line(tmp_path: Path) -> None:
         io_config(MachineConfig(drives=(DriveConfig(tmp_path / "missing"),)))
     with pytest.raises(ConfigError, match="unix"):
         io_config(MachineConfig(serials=(SerialConfig("unix", str(tmp_path / "no" / "sock")),)))
+
+
+def test_a_shared_folder_has_its_tag_and_model(tmp_path: Path) -> None:
+    io = io_config(options.parse(["-virtfs", f"local,path={tmp_path},mount_tag=t,security_model=passthrough,readonly"]))
+    (device,) = io.devices.values()
+    assert isinstance(device, Ninep)
+    tree = device.session.tree
+    assert (device.tag, type(tree.owners), tree.readonly, tree.multidevs) == (b"t", SameOwners, True, "warn")
+    assert MODELS.keys() == set(share_options.MODELS)
+
+
+def test_attributes_need_a_file_system_that_has_them() -> None:
+    folder = FsdevConfig(Path("/proc"), "f", "mapped-xattr", readonly=True)
+    device = DeviceConfig("virtio-9p-device", (("fsdev", "f"), ("mount_tag", "t")))
+    with pytest.raises(ConfigError, match=r"no extended attributes.*security_model=none"):
+        io_config(MachineConfig(fsdevs=(folder,), devices=(device,)))
+
+
+def test_passthrough_takes_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    line = ["-kernel", __file__, "-virtfs", f"local,path={tmp_path},mount_tag=t,security_model=passthrough"]
+    with pytest.raises(ConfigError, match=r"root.*mapped-xattr"):
+        check(options.parse(line))

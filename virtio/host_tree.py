@@ -18,7 +18,7 @@ from struct import Struct
 from typing import ClassVar
 
 from virtio.host_calls import AT_FDCWD, DirectoryEntry, directory_entries, host_error, open_beneath, set_times
-from virtio.host_owners import Attributes, NoOwners
+from virtio.host_owners import PREFIX, Attributes, NoOwners
 
 MOST_HANDLES = 65536
 RESERVED = 256  # descriptors that are left for everything else in the process
@@ -80,7 +80,7 @@ class HostTree:
         self.root = Node(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         self.warned = False
         if owners.maps:
-            os.listxattr(self.root.path)  # a host's file system without them is a mistake of the user's
+            _check_xattrs(self.root)
 
     # Looking
 
@@ -323,6 +323,15 @@ class HostTree:
             os.setxattr(node.path, own, value, flags)
         else:
             os.removexattr(node.path, own)
+
+
+def _check_xattrs(node: Node) -> None:
+    """A file system without extended attributes is the user's mistake, and found out at once."""
+    try:
+        os.getxattr(node.path, PREFIX + b"uid")
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
 
 
 def _is_plain(node: Node) -> bool:

@@ -11,7 +11,6 @@ from virtio.queue import Queue, QueueError, Request, size_of, take
 
 F_MOUNT_TAG = 1 << 0
 FRONT = HEADER.size + 4  # an answer's header and a number: an error, or what a read's data come behind
-LONGEST_TAG = 31  # as in QEMU
 TAG = Struct("<H")
 
 

@@ -5,7 +5,7 @@
 
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mem.memmap import MAX_HARTS, RAM_MAX, RAM_MIN, VIRTIO_SLOTS
@@ -19,6 +19,8 @@ SOCKET_PATH = 107  # unix(7): sun_path less its NUL
 # What of -bios is not a file.
 BUILT_IN_SBI = "default"
 NO_FIRMWARE = "none"
+
+NET_DEVICE = "virtio-net-device"
 
 TB_SIZE_MIN = 128 << 10  # room for several of the largest blocks
 
@@ -76,6 +78,24 @@ class DeviceConfig:
 
 
 @dataclass(frozen=True)
+class NetdevConfig:
+    """A -netdev, or the host's half of a -nic: its kind and properties, of which some may be there several times."""
+
+    kind: str
+    id: str
+    properties: tuple[tuple[str, str], ...] = ()
+
+    def get(self, name: str, default: str = "") -> str:
+        return dict(self.properties).get(name, default)
+
+    def get_all(self, name: str) -> list[str]:
+        return [value for key, value in self.properties if key == name]
+
+    def is_on(self, name: str, default: str = "off") -> bool:
+        return self.get(name, default) == "on"
+
+
+@dataclass(frozen=True)
 class MachineConfig:
     """Everything that is fixed when the machine starts. `bios` is 'default', 'none' or a file."""
 
@@ -92,6 +112,9 @@ class MachineConfig:
     drives: tuple[DriveConfig, ...] = ()
     fsdevs: tuple[FsdevConfig, ...] = ()
     devices: tuple[DeviceConfig, ...] = ()
+    netdevs: tuple[NetdevConfig, ...] = ()
+    nics: tuple[tuple[NetdevConfig, DeviceConfig], ...] = ()
+    objects: tuple[DeviceConfig, ...] = ()
     serials: tuple[SerialConfig, ...] = (SerialConfig(),)
     chardevs: tuple[SerialConfig, ...] = ()
     nographic: bool = False
@@ -114,6 +137,15 @@ class MachineConfig:
         items = [item for item in ("in_asm", "out_asm") if item in self.log]
         return f"-d {','.join(items)}" if items else "-perfmap" if self.perfmap else ""
 
+    def networks(self) -> tuple[list[NetdevConfig], list[DeviceConfig]]:
+        """Every netdev, and every network card in the order of default addresses; a -nic is one of each."""
+        netdevs, cards = list(self.netdevs), []
+        for number, (netdev, card) in enumerate(self.nics):
+            name = netdev.id or f"nic{number}"
+            netdevs.append(replace(netdev, id=name))
+            cards.append(replace(card, properties=(*card.properties, ("netdev", name))))
+        return netdevs, cards + [device for device in self.devices if device.driver == NET_DEVICE]
+
     def block_devices(self) -> list[tuple[DriveConfig, DeviceConfig]]:
         """Every disk with its device, in the order of their slots: drives with if=virtio come first."""
         by_id = {drive.id: drive for drive in self.drives if drive.id}
@@ -133,6 +165,7 @@ def check(config: MachineConfig) -> None:
         _check_folder(folder)
     _check_shares(config)
     _check_consoles(config)
+    _check_networks(config)
     _check_engine(config)
     if config.log_file is not None:
         _check_output("-D", config.log_file)
@@ -243,7 +276,7 @@ def _check_block_devices(config: MachineConfig) -> None:
                 f"-drive id={drive.id},if=none: no device uses it; add -device virtio-blk-device,drive={drive.id}"
             )
     buses = [device for device in config.devices if device.driver not in ("virtio-blk-device", "virtconsole")]
-    if (slots := len(config.block_devices()) + len(buses)) > VIRTIO_SLOTS:
+    if (slots := len(config.block_devices()) + len(buses) + len(config.nics)) > VIRTIO_SLOTS:
         raise ConfigError(f"-device: {slots} virtio devices do not fit in {VIRTIO_SLOTS} slots; take some away")
 
 
@@ -320,6 +353,24 @@ def _check_consoles(config: MachineConfig) -> None:
             raise ConfigError(f"-chardev id={name}: no device uses it; add -device virtconsole,chardev={name}")
     for end in (*config.serials, *config.chardevs):
         _check_end("-chardev" if end.id else "-serial", end)
+
+
+def _check_networks(config: MachineConfig) -> None:
+    """Each netdev leads to one card or one port of a hub, and each card and filter to a netdev."""
+    netdevs, cards = config.networks()
+    ids = [netdev.id for netdev in netdevs]
+    _check_unique("-netdev id", ids)
+    asked = [(f"-device {NET_DEVICE}", card.get("netdev")) for card in cards]
+    asked += [("-netdev hubport", netdev.get("netdev")) for netdev in netdevs if netdev.get("netdev")]
+    for who, name in (*asked, *(("-object filter-dump", given.get("netdev")) for given in config.objects)):
+        if name not in ids:
+            raise ConfigError(f"{who},netdev={name}: no such netdev{near(name, ids)} (add -netdev KIND,id={name})")
+    _check_unique("-device or -netdev hubport, netdev", [name for _, name in asked])
+    for netdev in netdevs:
+        if netdev.id not in {name for _, name in asked} and not netdev.get("netdev"):
+            raise ConfigError(f"-netdev id={netdev.id}: no device uses it; add -device {NET_DEVICE},netdev={netdev.id}")
+    for card in config.objects:
+        _check_output("-object filter-dump,file", Path(card.get("file")))
 
 
 def _check_end(option: str, end: SerialConfig) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from mem.memmap import VIRTIO_SLOTS
 from smp.config import DeviceConfig, DriveConfig, FsdevConfig, MachineConfig, SerialConfig
 from smp.cpu import ConfigError
+from smp.net_setup import open_networks
 from smp.virtio_options import RINGS, slot_of
 from virtio.blk import Block
 from virtio.chardev import Chardev, Stdio, Unix, open_file, open_pty
@@ -34,10 +35,12 @@ def io_config(config: MachineConfig) -> IoConfig:
     made: list[Made] = [(device, block(drive, device, config)) for drive, device in config.block_devices()]
     made += [(device, MAKERS[device.driver](device, config)) for device in config.devices if device.driver in MAKERS]
     made += consoles(config)
+    networks, others = open_networks(config)
+    made += networks
     for given, device in made:
         device.ring_features = ring_features(given)
     serial = chardev(config.serials[0], "serial0") if config.serials else Chardev()
-    return IoConfig(place(made), serial)
+    return IoConfig(place(made), serial, others)
 
 
 # Devices of one -device each; the others have functions of their own.

@@ -7,10 +7,21 @@ from pathlib import Path
 from smp.cpu import ConfigError, near
 
 
+class Help(Exception):
+    """Text to print on stdout, after which the command ends with status 0."""
+
+
 def pairs(option: str, text: str, implied: str, known: Iterable[str]) -> dict[str, str]:
     """`a,key=value,flag` to a dict: QEMU's lists, where `,,` is a comma and the first word may lack its key."""
-    known = tuple(known)
-    found: dict[str, str] = {}
+    return dict(pair_list(option, text, implied, known))
+
+
+def pair_list(
+    option: str, text: str, implied: str, known: Iterable[str], many: Iterable[str] = ()
+) -> list[tuple[str, str]]:
+    """The same as a list, in which those of `many` may be several."""
+    known, many = tuple(known), tuple(many)
+    found: list[tuple[str, str]] = []
     for number, item in enumerate(split_commas(text)):
         key, equals, value = item.partition("=")
         if not equals:
@@ -18,9 +29,9 @@ def pairs(option: str, text: str, implied: str, known: Iterable[str]) -> dict[st
         if key not in known:
             hint = near(key, known) or f"; known are {', '.join(known)}"
             raise ConfigError(f"{option} {text}: unknown property {key!r}{hint}")
-        if key in found:
+        if key not in many and any(key == other for other, _ in found):
             raise ConfigError(f"{option} {text}: {key} is given twice; give it once")
-        found[key] = value
+        found.append((key, value))
     return found
 
 

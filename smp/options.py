@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from smp import cpu
 from smp.config import (
     BUILT_IN_SBI,
+    NET_DEVICE,
     NO_FIRMWARE,
     DeviceConfig,
     DriveConfig,
@@ -21,7 +22,8 @@ from smp.config import (
 )
 from smp.cpu import ConfigError, near
 from smp.host import default_engine_text
-from smp.option_text import escape, number, one_of, pairs, path, size, split_commas, switch
+from smp.net_options import CARD, check_card, read_net, read_netdev, read_nic, read_object
+from smp.option_text import Help, escape, number, one_of, pairs, path, size, split_commas, switch
 from smp.share_options import read_fsdev, read_share, read_virtfs
 from smp.virtio_options import COMMON, OF_PCI, canonical, check_property, properties
 
@@ -53,14 +55,16 @@ DEVICES = {
         "id": "name",
     },
     "virtio-serial-device": {"id": "name"},  # carries one virtconsole, the next that is free
+    NET_DEVICE: CARD,
     "virtconsole": {"chardev": "id of its -chardev (needed)", "id": "name"},
 }
 MAX_QUEUES = 32
-NEEDED = {"virtio-blk-device": "drive", "virtio-9p-device": "fsdev", "virtconsole": "chardev"}
-
-
-class Help(Exception):
-    """Text to print on stdout, after which the command ends with status 0."""
+NEEDED = {
+    "virtio-blk-device": "drive",
+    "virtio-9p-device": "fsdev",
+    "virtconsole": "chardev",
+    NET_DEVICE: "netdev",
+}
 
 
 # One reader an option, in the order of the table --------------------------------------------------------------
@@ -156,6 +160,8 @@ def read_device(text: str) -> Fields:
     needed = NEEDED.get(driver)
     if needed and not given.get(needed):
         raise ConfigError(f"-device {text}: needs {needed}=ID")
+    if driver == NET_DEVICE:
+        check_card(given)
     if len(given.get("serial", "").encode(errors="surrogateescape")) > 20:
         raise ConfigError(f"-device serial={given['serial']}: has more than 20 bytes; shorten it")
     if not 1 <= number("-device num-queues", given.get("num-queues", "1")) <= MAX_QUEUES:
@@ -251,6 +257,11 @@ def read_help(_: str) -> Fields:
     raise Help(help_text())
 
 
+def each(name: str, read: Callable[[str], tuple[Any, ...]]) -> Callable[[str], Fields]:
+    """Of an option that may be given several times."""
+    return lambda text: {name: read(text)}
+
+
 def flag(**fields: Any) -> Callable[[str], Fields]:
     return lambda _: fields
 
@@ -294,6 +305,13 @@ OPTIONS: tuple[Option, ...] = (
            "its owners too (root may); mapped-xattr: both are extended attributes. multidevs: for folders with several "
            "file systems in them", read_fsdev, True),
     Option(("device",), "DRIVER[,PROPERTY=VALUE...]", "a device; -device help lists them", read_device, True),
+    Option(("netdev",), "user|tap|stream|dgram|socket|hubport,id=ID[,PROPERTY=VALUE...]",
+           "the host's end of a network card; -netdev help lists the properties", each("netdevs", read_netdev), True),
+    Option(("nic",), "none|user|tap|...[,model=virtio][,mac=ADDRESS][,PROPERTY=VALUE...]",
+           "a -netdev and its card", each("nics", read_nic), True),
+    Option(("net",), "none", "no network, as it is without this option", read_net),
+    Option(("object",), "filter-dump,id=ID,netdev=ID,file=FILE[,maxlen=BYTES][,queue=all|rx|tx]",
+           "write what passes a netdev to a file, as tcpdump does", each("objects", read_object), True),
     Option(("chardev",), "stdio|pty|null|file,path=FILE|socket,path=FILE[,server=on,wait=off],id=ID",
            "the host's end of a virtconsole", read_chardev, True),
     Option(("serial",), "stdio|mon:stdio|file:PATH|unix:PATH[,server=on,wait=off]|pty|null|none",

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from mem import fdt
 from smp import cli, cpu, host, options
 from smp.boot import check_engine
-from smp.config import ConfigError, DeviceConfig, DriveConfig, FsdevConfig, MachineConfig, SerialConfig
+from smp.config import (
+    ConfigError,
+    DeviceConfig,
+    DriveConfig,
+    FsdevConfig,
+    MachineConfig,
+    NetdevConfig,
+    SerialConfig,
+)
 from smp.cpu import parse_cpu
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,6 +118,27 @@ def test_nothing_given_is_the_default_machine():
         (["-serial", "unix:/s,server,wait=off"], {"serials": (SerialConfig("unix", "/s"),)}),
         (["-chardev", "pty,id=c"], {"chardevs": (SerialConfig("pty", "", "c"),)}),
         (["-chardev", "socket,path=/s,server=on,id=c"], {"chardevs": (SerialConfig("unix", "/s", "c"),)}),
+        (["-netdev", "hubport,id=n,hubid=1"], {"netdevs": (NetdevConfig("hubport", "n", (("hubid", "1"),)),)}),
+        (
+            ["-netdev", "user,id=n,hostfwd=tcp::1-:2,hostfwd=udp::3-:4"],
+            {"netdevs": (NetdevConfig("user", "n", (("hostfwd", "tcp::1-:2"), ("hostfwd", "udp::3-:4"))),)},
+        ),
+        (["-nic", "none", "-net", "none"], {}),
+        (
+            ["-nic", "user,model=virtio-net-pci,mac=52:54:00:00:00:01,ipv6=off"],
+            {
+                "nics": (
+                    (
+                        NetdevConfig("user", "", (("ipv6", "off"),)),
+                        DeviceConfig("virtio-net-device", (("mac", "52:54:00:00:00:01"),), "virtio-net-pci"),
+                    ),
+                )
+            },
+        ),
+        (
+            ["-object", "filter-dump,id=f,netdev=n,file=a.pcap"],
+            {"objects": (DeviceConfig("filter-dump", (("id", "f"), ("netdev", "n"), ("file", "a.pcap"))),)},
+        ),
         (["-no-reboot"], {"reboot": False}),
         (["-d", "int,unimp", "-D", "log"], {"log": frozenset({"int", "unimp"}), "log_file": Path("log")}),
         (["-accel", "tcg,thread=multi"], {}),
@@ -138,7 +167,9 @@ def test_every_name_belongs_to_one_option():
     assert len(options.BY_NAME) == sum(len(option.names) for option in options.OPTIONS)
 
 
-@pytest.mark.parametrize("arguments", ["-h", "--help", "-version", "-cpu help", "-d help", "-device help", "-M help"])
+@pytest.mark.parametrize(
+    "arguments", ["-h", "--help", "-version", "-cpu help", "-d help", "-device help", "-netdev help", "-M help"]
+)
 def test_help_goes_to_stdout_with_status_0(arguments, capsys):
     assert cli.main(arguments.split()) == 0
     out, err = capsys.readouterr()

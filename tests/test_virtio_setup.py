@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from smp import options, share_options
-from smp.config import DeviceConfig, DriveConfig, FsdevConfig, MachineConfig, SerialConfig, check
+from smp.config import DeviceConfig, DriveConfig, FsdevConfig, MachineConfig, NetdevConfig, SerialConfig, check
 from smp.cpu import ConfigError
 from smp.io_setup import io_config
 from virtio.blk import Block
@@ -14,6 +14,10 @@ from virtio.chardev import FdChardev, Stdio, Unix
 from virtio.features import EVENT_IDX
 from virtio.host_owners import MODELS, SameOwners
 from virtio.image import Image, Overlay
+from virtio.net import Net
+from virtio.netfeatures import F_CSUM, F_HOST_TSO4, F_HOST_USO, F_MTU
+from virtio.nethub import HubPort
+from virtio.netstream import Stream
 from virtio.ninep import Ninep
 from virtio.rng import Rng
 
@@ -94,3 +98,49 @@ def test_passthrough_takes_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     line = ["-kernel", __file__, "-virtfs", f"local,path={tmp_path},mount_tag=t,security_model=passthrough"]
     with pytest.raises(ConfigError, match=r"root.*mapped-xattr"):
         check(options.parse(line))
+
+
+def stream(name: str) -> NetdevConfig:
+    return NetdevConfig("hubport", name, (("hubid", "0"),))
+
+
+def test_cards_get_their_addresses_in_order_and_after_the_given_ones() -> None:
+    given = (("mac", "52:54:00:12:34:57"),)
+    devices = [DeviceConfig("virtio-net-device", (("netdev", name), *more)) for name, more in (("a", ()), ("b", given))]
+    nic = (NetdevConfig("hubport", "", (("hubid", "0"),)), DeviceConfig("virtio-net-device"))
+    config = MachineConfig(netdevs=(stream("a"), stream("b")), devices=tuple(devices), nics=(nic, nic), serials=())
+    cards = [device for device in io_config(config).devices.values() if isinstance(device, Net)]
+    assert [card.own_mac[-1] for card in cards] == [0x56, 0x58, 0x59, 0x57]
+    assert len({id(card.host.ports) for card in cards if isinstance(card.host, HubPort)}) == 1
+
+
+def test_a_port_of_a_hub_is_watched_in_place_of_its_uplink(tmp_path: Path) -> None:
+    where = (("addr.type", "unix"), ("addr.path", str(tmp_path / "s")), ("server", "on"))
+    up = NetdevConfig("hubport", "up", (("hubid", "0"), ("netdev", "world")))
+    config = MachineConfig(
+        netdevs=(
+            up,
+            NetdevConfig("stream", "world", where),
+            stream("a"),
+            NetdevConfig("hubport", "b", (("hubid", "1"),)),
+        ),
+        devices=(DeviceConfig("virtio-net-device", (("netdev", "a"),)),),
+        serials=(),
+    )
+    io = io_config(config)
+    (port, other) = (host for host in io.others if isinstance(host, HubPort))
+    assert (port.name, other.name) == ("up", "b") and isinstance(port.uplink, Stream)
+    assert port.ports is io.devices[0].host.ports and other.ports == [other]
+    io.close()
+    assert not (tmp_path / "s").exists()
+
+
+def test_properties_of_a_card_reach_it() -> None:
+    given = (("netdev", "a"), ("host_mtu", "1400"), ("csum", "off"), ("gso", "off"), ("rx_queue_size", "512"))
+    io = io_config(
+        MachineConfig(netdevs=(stream("a"),), devices=(DeviceConfig("virtio-net-device", given),), serials=())
+    )
+    card = io.devices[0]
+    assert card.features & (F_CSUM | F_HOST_TSO4 | F_HOST_USO | F_MTU) == F_MTU
+    assert card.queue_sizes == (512, 256, 64)
+    assert card.config()[10:12] == (1400).to_bytes(2, "little")

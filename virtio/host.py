@@ -18,6 +18,10 @@ class Host:
     def ready(self, fd: int, events: int) -> None:
         """A descriptor of `interest` has something for us."""
 
+    def poll(self) -> bool:
+        """Of a host end that belongs to no device: do what there is to do; True when there was something."""
+        return False
+
     def has_output(self) -> bool:
         """Whether something of the guest's has not gone out yet; when the machine ends, that is waited for."""
         return False

@@ -159,6 +159,8 @@ class IoProcess:
         did |= self.serial.feed()
         for transport in self.with_host:
             did |= transport.poll()
+        for host in self.io.others:
+            did |= host.poll()
         if self.resized:
             self.resized = False
             for transport in self.transports.values():

@@ -44,7 +44,7 @@ class Request:
         """Take up to `count` bytes off the front of `readable`."""
         return b"".join(bytes(part) for part in take(self.readable, count))
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """Fill `writable` from its front; gives how much of the data fitted and takes the room away."""
         at = 0
         for part in take(self.writable, len(data)):

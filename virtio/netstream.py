@@ -1,0 +1,261 @@
+"""Frames over a connection, each after its length in four bytes: `-netdev stream`, as QEMU and passt speak it.
+
+The connection may come, go and come again, and there is a carrier while it is there.  At a reset of the machine it
+waits for the next I/O process, with the frames that were cut, in `kept`, a socket pair.
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import socket
+import struct
+import sys
+from bisect import bisect_right
+from collections.abc import Callable
+from itertools import accumulate
+
+from virtio.netdev import MAX_FRAME, Frame, Netdev
+
+IN, OUT = select.EPOLLIN, select.EPOLLOUT
+LENGTH = struct.Struct(">I")
+BUFFER = 256 << 10  # bytes received at once
+PIECES = 1000  # of a single sendmsg, which takes 1024
+KEPT = LENGTH.size + 2 * (LENGTH.size + MAX_FRAME)
+CLOCK_MONOTONIC, TFD_FLAGS = 1, os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Stream(Netdev):
+    """One connection: made already, accepted from `listener`, or made by `dial` again and again."""
+
+    def __init__(
+        self,
+        name: str,
+        connection: socket.socket | None = None,
+        listener: socket.socket | None = None,
+        dial: Callable[[], socket.socket] | None = None,
+        retry: float = 0.0,
+    ) -> None:
+        self.name, self.listener, self.dial, self.retry = name, listener, dial, retry
+        self.link: socket.socket | None = None
+        self.timer = -1
+        self.kept = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.kept[1].setblocking(False)
+        self.buffer = memoryview(b"")
+        self._forget()
+        if listener:
+            listener.setblocking(False)
+        if connection:
+            self._connected(connection)
+            self.stop()
+
+    def _forget(self) -> None:
+        self.begin = self.filled = 0  # what of the buffer is not read yet
+        self.output = bytearray()  # the rest of a frame
+        self.readable = self.blocked = False
+        self.is_up = False
+
+    # A life of the I/O process
+
+    def start(self) -> None:
+        self.buffer = memoryview(bytearray(BUFFER))
+        with contextlib.suppress(BlockingIOError):
+            data, (fd, *_), _, _ = socket.recv_fds(self.kept[1], KEPT, 1)
+            (size,) = LENGTH.unpack_from(data)
+            received, self.output = data[LENGTH.size :][:size], bytearray(data[LENGTH.size + size :])
+            self._connected(socket.socket(fileno=fd))
+            self.buffer[:size], self.filled = received, size
+        if self.link is None:
+            self._dial_later()
+
+    def stop(self) -> None:
+        if self.link is None:
+            return
+        received = self.buffer[self.begin : self.filled]
+        whole = 0  # frames that are there are lost; one of which a part is there must not be
+        while len(received) >= whole + LENGTH.size and len(received) >= (end := _end(received, whole)):
+            whole = end
+        rest = received[whole:]
+        with contextlib.suppress(OSError):
+            socket.send_fds(self.kept[0], [LENGTH.pack(len(rest)), rest, self.output], [self.link.fileno()])
+        self.link.close()
+        self.link = None
+        self._forget()
+
+    def close(self) -> None:
+        self.stop()
+        for end in (*self.kept, self.listener):
+            if end:
+                end.close()
+        if self.timer >= 0:
+            os.close(self.timer)
+            self.timer = -1
+
+    # The event loop
+
+    def interest(self) -> dict[int, int]:
+        wanted: dict[int, int] = {}
+        if self.link:
+            events = (0 if self.readable else IN) | (OUT if self.blocked else 0)
+            if events:
+                wanted[self.link.fileno()] = events
+        elif self.listener:
+            wanted[self.listener.fileno()] = IN
+        elif self.timer >= 0:
+            wanted[self.timer] = IN
+        return wanted
+
+    def ready(self, fd: int, events: int) -> None:
+        if self.link:
+            self.readable |= bool(events & ~OUT)
+            if events & ~IN:
+                self.blocked = False
+                self.flush()
+        elif self.listener:
+            with contextlib.suppress(OSError):
+                self._connected(self.listener.accept()[0])
+        else:
+            os.read(fd, 8)
+            self._dial_now()
+
+    # Connections
+
+    def _connected(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.link, self.is_up = connection, True
+        self.blocked = bool(self.output)
+
+    def _lost(self, why: str) -> None:
+        print(f"\rhartbeat: netdev {self.name}: {why}", file=sys.stderr, flush=True)
+        if self.link:
+            self.link.close()
+            self.link = None
+        self._forget()
+        self._dial_later()
+
+    def _dial_later(self) -> None:
+        if self.dial is None or not self.retry:
+            return
+        if self.timer < 0:
+            self.timer = ctypes.CDLL(None).timerfd_create(CLOCK_MONOTONIC, TFD_FLAGS)
+        set_timer(self.timer, self.retry)
+
+    def _dial_now(self) -> None:
+        assert self.dial
+        try:
+            self._connected(self.dial())
+        except OSError:
+            self._dial_later()
+
+    # Frames
+
+    def send(self, queue: int, frames: list[Frame]) -> int:
+        if self.link is None:
+            return len(frames)
+        if self.blocked:
+            return 0
+        pieces: list[memoryview | bytes] = []
+        sizes = []
+        for frame in frames:
+            if pieces and len(pieces) + len(frame.parts) >= PIECES:
+                break
+            sizes.append(frame.size())
+            pieces.append(LENGTH.pack(sizes[-1]))
+            pieces += frame.parts
+        try:
+            sent = self.link.sendmsg(pieces)
+        except BlockingIOError:
+            self.blocked = True
+            return 0
+        except OSError as error:
+            self._lost(f"{error.strerror}; the link is down")
+            return len(frames)
+        return self._sent(sent, pieces, [0, *accumulate(size + LENGTH.size for size in sizes)])
+
+    def _sent(self, sent: int, pieces: list[memoryview | bytes], ends: list[int]) -> int:
+        """What of a frame that was cut did not go is kept; gives the number of frames taken."""
+        taken = bisect_right(ends, sent) - 1
+        if sent == ends[-1]:
+            return taken
+        self.blocked = True
+        if sent == ends[taken]:
+            return taken
+        self.output += b"".join(pieces)[sent : ends[taken + 1]]
+        return taken + 1
+
+    def flush(self) -> None:
+        while self.output and self.link:
+            try:
+                del self.output[: self.link.send(self.output)]
+            except BlockingIOError:
+                self.blocked = True
+                return
+            except OSError as error:
+                self._lost(f"{error.strerror}; the link is down")
+
+    def receive(self, queue: int) -> Frame | None:
+        while self.link:
+            start = self.begin + LENGTH.size
+            if self.filled >= start:
+                end = _end(self.buffer, self.begin)
+                if end - start > MAX_FRAME:
+                    self._lost(f"a frame of {end - start} bytes: the other side does not send frames; the link is down")
+                    return None
+                if self.filled >= end:
+                    self.begin = end
+                    return Frame([self.buffer[start:end]])
+            if not self._fill():
+                return None
+        return None
+
+    def _fill(self) -> bool:
+        """Receive more; True when there is some."""
+        if not self.readable or not self.link:
+            return False
+        rest = self.filled - self.begin
+        self.buffer[:rest] = self.buffer[self.begin : self.filled]
+        self.begin, self.filled = 0, rest
+        try:
+            count = self.link.recv_into(self.buffer[rest:])
+        except BlockingIOError:
+            self.readable = False
+            return False
+        except OSError as error:
+            self._lost(f"{error.strerror}; the link is down")
+            return False
+        if count == 0:
+            self._lost("the other side has gone; the link is down")
+            return False
+        self.filled += count
+        self.readable = self.filled == BUFFER  # else there is no more, or epoll says so again
+        return True
+
+
+def _end(buffer: memoryview, begin: int) -> int:
+    """Where the frame that begins there ends."""
+    return begin + LENGTH.size + int.from_bytes(buffer[begin : begin + LENGTH.size], "big")
+
+
+def set_timer(timer: int, seconds: float) -> None:
+    """Have a timerfd rung once (timerfd_settime(2): interval, then value)."""
+    whole = int(seconds)
+    spec = (ctypes.c_long * 4)(0, 0, whole, int((seconds - whole) * 1e9))
+    ctypes.CDLL(None).timerfd_settime(timer, 0, spec, None)
+
+
+class UnixListener(socket.socket):
+    """A listening socket in the file system, gone from there when it is closed."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.path = path
+        self.bind(path)
+        self.listen(1)
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            super().close()
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from mem.memmap import MAX_HARTS, RAM_MAX, RAM_MIN, VIRTIO_SLOTS
 from mem.regions import CODE_BYTES, PAGE
@@ -115,6 +116,7 @@ class MachineConfig:
     netdevs: tuple[NetdevConfig, ...] = ()
     nics: tuple[tuple[NetdevConfig, DeviceConfig], ...] = ()
     objects: tuple[DeviceConfig, ...] = ()
+    backends: tuple[Any, ...] = ()  # virtio/device.py:Device that the caller has made
     serials: tuple[SerialConfig, ...] = (SerialConfig(),)
     chardevs: tuple[SerialConfig, ...] = ()
     nographic: bool = False
@@ -276,7 +278,8 @@ def _check_block_devices(config: MachineConfig) -> None:
                 f"-drive id={drive.id},if=none: no device uses it; add -device virtio-blk-device,drive={drive.id}"
             )
     buses = [device for device in config.devices if device.driver not in ("virtio-blk-device", "virtconsole")]
-    if (slots := len(config.block_devices()) + len(buses) + len(config.nics)) > VIRTIO_SLOTS:
+    others = len(config.block_devices()) + len(config.nics) + len(config.backends)
+    if (slots := len(buses) + others) > VIRTIO_SLOTS:
         raise ConfigError(f"-device: {slots} virtio devices do not fit in {VIRTIO_SLOTS} slots; take some away")
 
 

@@ -8,10 +8,11 @@ import os
 from collections.abc import Callable
 
 from mem.memmap import VIRTIO_SLOTS
+from smp import user_backends
 from smp.config import DeviceConfig, DriveConfig, FsdevConfig, MachineConfig, SerialConfig
 from smp.cpu import ConfigError
 from smp.net_setup import open_networks
-from smp.virtio_options import RINGS, slot_of
+from smp.virtio_options import USERS, slot_of
 from virtio.blk import Block
 from virtio.chardev import Chardev, Stdio, Unix, open_file, open_pty
 from virtio.console import Console
@@ -33,12 +34,19 @@ def io_config(config: MachineConfig) -> IoConfig:
     Raises ConfigError for what the host refuses.  `prepare` the result before the first fork.
     """
     made: list[Made] = [(device, block(drive, device, config)) for drive, device in config.block_devices()]
-    made += [(device, MAKERS[device.driver](device, config)) for device in config.devices if device.driver in MAKERS]
+    for given in config.devices:
+        if given.driver.startswith(USERS):
+            made.append((given, user_backends.make(given)))
+        elif given.driver in MAKERS:
+            made.append((given, MAKERS[given.driver](given, config)))
     made += consoles(config)
     networks, others = open_networks(config)
     made += networks
     for given, device in made:
-        device.ring_features = ring_features(given)
+        device.ring_features = ring_features(given, device.ring_features)
+    for device in config.backends:
+        user_backends.check(type(device).__name__, device)
+        made.append((DeviceConfig(USERS), device))
     serial = chardev(config.serials[0], "serial0") if config.serials else Chardev()
     return IoConfig(place(made), serial, others)
 
@@ -57,9 +65,11 @@ RING_BITS = {
 }
 
 
-def ring_features(given: DeviceConfig) -> int:
-    """What the driver is offered for its rings."""
-    return sum(bit for name, bit in RING_BITS.items() if given.get(name, RINGS[name].default) == "on")
+def ring_features(given: DeviceConfig, own: int) -> int:
+    """What the driver is offered for its rings: the device's own choice, and what the properties say."""
+    asked = {bit: given.get(name) for name, bit in RING_BITS.items()}
+    on, off = (sum(bit for bit, value in asked.items() if value == word) for word in ("on", "off"))
+    return own & ~off | on
 
 
 def place(made: list[Made]) -> dict[int, Device]:

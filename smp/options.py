@@ -25,7 +25,7 @@ from smp.host import default_engine_text
 from smp.net_options import CARD, check_card, read_net, read_netdev, read_nic, read_object
 from smp.option_text import Help, escape, number, one_of, pairs, path, size, split_commas, switch
 from smp.share_options import read_fsdev, read_share, read_virtfs
-from smp.virtio_options import COMMON, OF_PCI, canonical, check_property, properties
+from smp.virtio_options import COMMON, OF_PCI, USERS, canonical, check_property, properties
 
 VERSION = "0.1.0"
 
@@ -148,6 +148,8 @@ def read_device(text: str) -> Fields:
         raise Help("\n".join(_device_help()))
     items = split_commas(text)
     asked = items[0].removeprefix("driver=")
+    if asked.startswith(USERS):
+        return read_users_device(text, asked, items)
     driver, on_pci = canonical(asked, tuple(DEVICES))
     if driver not in DEVICES:
         hint = near(driver, DEVICES) or f"; there are {', '.join(DEVICES)}"
@@ -170,11 +172,22 @@ def read_device(text: str) -> Fields:
     return {"devices": (DeviceConfig(driver, tuple(given.items()), asked if on_pci else ""),)}
 
 
+def read_users_device(text: str, driver: str, items: list[str]) -> Fields:
+    """Which properties the class takes is known when it is loaded."""
+    keys = dict.fromkeys(item.partition("=")[0] for item in items[1:])
+    given = pairs("-device", text, "driver", ("driver", *keys))
+    del given["driver"]
+    for name, value in given.items():
+        check_property(driver, name, value, True)
+    return {"devices": (DeviceConfig(driver, tuple(given.items())),)}
+
+
 def _device_help() -> Iterator[str]:
     yield "Devices and their properties; virtio-NAME-device may be written virtio-NAME or virtio-NAME-pci:"
     for driver, own in DEVICES.items():
         yield f"  {driver}"
         yield from (f"    {name:14} {about}" for name, about in own.items())
+    yield f"  {USERS}MODULE.CLASS   a device of your own (docs/BACKENDS.md); its properties are what the class takes"
     for title, table in (("all virtio devices", COMMON), ("a device written without -device", OF_PCI)):
         yield f"  {title}"
         for name, row in table.items():

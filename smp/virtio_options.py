@@ -11,6 +11,7 @@ from mem.memmap import VIRTIO_SLOTS
 from smp.cpu import ConfigError
 
 MMIO = "-device"
+USERS = "py:"  # before the module and class of a user's own device
 PCI = ("-pci-non-transitional", "-pci-transitional", "-pci")
 BUS = re.compile(r"virtio-mmio-bus\.([0-9]{1,3})")
 SWITCH = ("on", "off")
@@ -80,7 +81,7 @@ def canonical(name: str, known: tuple[str, ...]) -> tuple[str, bool]:
 
 def properties(driver: str, mmio: bool) -> dict[str, Property]:
     """The properties beyond the device's own."""
-    if not driver.endswith(MMIO):
+    if not driver.endswith(MMIO) and not driver.startswith(USERS):
         return {}
     return COMMON if mmio else COMMON | OF_PCI
 

@@ -149,6 +149,23 @@ def test_disks_entropy_and_console_of_virtio(guest: Guest, tmp_path: Path, rings
     assert (tmp_path / "hvc0").read_bytes().strip() == b"over hvc0"
 
 
+DISK_IN_MEMORY = """
+cd /tmp; head -c 262144 /dev/urandom >a; dd if=a of=/dev/vda bs=64k conv=fsync 2>/dev/null
+echo 3 >/proc/sys/vm/drop_caches; head -c 262144 /dev/vda | cmp - a && echo "the same"
+cat /sys/block/vda/size; dd if=a of=/dev/vda seek=8191 bs=512 2>/dev/null || echo "full"
+"""
+
+
+def test_the_worked_example_of_a_backend_is_a_disk(
+    guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parent.parent / "docs/BACKENDS.md").read_text()
+    (tmp_path / "memory_disk.py").write_text(text.split("```python\n")[1].split("```")[0])
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    log = run(guest, 2, DISK_IN_MEMORY, "-device", "py:memory_disk.MemoryDisk,size=4194304,packed=on")
+    assert "the same\n8192\nfull\n" in log.replace("\r", "")
+
+
 def test_a_shell_takes_a_paste_and_reboots_and_powers_off(guest: Guest) -> None:
     pasted = "".join(f"{n:06d} the quick brown fox jumps over the lazy dog\n" for n in range(200))
     with Console(*options(guest, 4, APPEND), terminal=True) as console:

@@ -7,6 +7,7 @@ what it should be read as.  It knows no device but through virtio/device.py.
 import ctypes
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -49,11 +50,18 @@ def log(text: str) -> None:
     print(f"hartbeat: {text}", file=sys.stderr, flush=True)
 
 
+def origin(error: Exception) -> str:
+    """Where a back-end's error came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+
+
 class Transport:
     """One slot's registers with the device behind them."""
 
     def __init__(self, slot: int, device: Device, ram: Ram) -> None:
         self.slot, self.device, self.ram = slot, device, ram
+        self.name = device.name or type(device).__name__
         self.window: Any = Window.at(regions.WINDOWS + slot * Window.sizeof())
         self.offered = device.features | device.ring_features | VERSION_1
         self.queues = [Queue(ram, size, self._used) for size in device.queue_sizes]
@@ -101,7 +109,9 @@ class Transport:
         """The generation is odd while the bytes change: harts that read it wait (mem/window.py)."""
         place = regions.WINDOWS + self.slot * Window.sizeof() + Register.CONFIG_GENERATION
         generation = self.window.registers[Register.CONFIG_GENERATION >> 2]
-        data = self.device.config().ljust(CONFIG_BYTES, b"\0")
+        data = bytes(self.device.config()).ljust(CONFIG_BYTES, b"\0")
+        if len(data) > CONFIG_BYTES:
+            raise ValueError(f"a configuration of {len(data)} bytes: {CONFIG_BYTES} is the limit")
         py_store32(place, generation + 1)
         py_fence()  # the odd generation is visible before the first changed byte
         memoryview(self.window.config).cast("B")[:] = data
@@ -115,7 +125,7 @@ class Transport:
         if offset >= Register.CONFIG:
             data = value.to_bytes(8, "little")[:size]
             self._guarded(self.device.configure, offset - Register.CONFIG, data)
-            self._publish_config()
+            self._guarded(self._publish_config)
         elif offset in _WRITES:
             _WRITES[offset](self, value)
             self._show()
@@ -130,6 +140,10 @@ class Transport:
         """Let the device look after its host side; True when it had something to do."""
         return self.is_running() and bool(self._guarded(self.device.poll))
 
+    def resized(self) -> None:
+        """The host's terminal may have another size."""
+        self._guarded(self.device.resized)
+
     def is_running(self) -> bool:
         """Whether the driver is ready and the device is sound."""
         return self.status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK
@@ -142,8 +156,8 @@ class Transport:
             return None
 
     def _fail(self, error: Exception) -> None:
-        what = str(error) if isinstance(error, QueueError) else f"{type(error).__name__}: {error}"
-        log(f"virtio slot {self.slot} ({self.device.name}): {what}; the device needs a reset")
+        what = str(error) if isinstance(error, QueueError) else f"{type(error).__name__}: {error}{origin(error)}"
+        log(f"virtio slot {self.slot} ({self.name}): {what}; the device needs a reset")
         for queue in self.queues:
             queue.ready = False
         self.status |= NEEDS_RESET
@@ -155,7 +169,7 @@ class Transport:
         """A line if -d guest_errors asks for it."""
         m = machine()
         if m.log & LOG_GUEST_ERRORS:
-            os.write(m.log_fd, f"guest_errors: virtio slot {self.slot} ({self.device.name}): {text}\n".encode())
+            os.write(m.log_fd, f"guest_errors: virtio slot {self.slot} ({self.name}): {text}\n".encode())
 
     def _select_offer(self, value: int) -> None:
         self.offer_word = value

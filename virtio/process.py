@@ -164,7 +164,7 @@ class IoProcess:
         if self.resized:
             self.resized = False
             for transport in self.transports.values():
-                transport.device.resized()
+                transport.resized()
         return did
 
     def serve_requests(self) -> None:

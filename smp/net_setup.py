@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
+from smp import passt_options
 from smp.config import DeviceConfig, MachineConfig, NetdevConfig
 from smp.cpu import ConfigError
 from smp.net_options import missing_features, parse_mac
@@ -14,6 +15,7 @@ from virtio.net import MAX_PAIRS, Net
 from virtio.netdev import Netdev
 from virtio.netdgram import Datagram
 from virtio.nethub import HubPort
+from virtio.netpasst import Passt, PasstError
 from virtio.netstream import Stream, UnixListener
 
 FIRST_MAC = 0x5254_0012_3456  # QEMU's
@@ -53,6 +55,7 @@ def _card(given: DeviceConfig, netdev: Netdev, mac: bytes) -> Net:
 def open_netdev(given: NetdevConfig, opened: dict[str, Netdev]) -> Netdev:
     """A netdev, on one of those opened before if it is a hub's port."""
     kinds: dict[str, Callable[[], Netdev]] = {
+        "user": lambda: open_user(given),
         "stream": lambda: open_stream(given),
         "dgram": lambda: open_dgram(given),
         "socket": lambda: open_socket(given),
@@ -66,6 +69,15 @@ def open_netdev(given: NetdevConfig, opened: dict[str, Netdev]) -> Netdev:
         reason = error.strerror or os.strerror(error.errno or 0)
         remedy = "choose another address" if given.is_on("server") or given.kind == "dgram" else RETRY_CONNECT
         raise ConfigError(f"-netdev {given.kind},id={given.id}: {reason}; {remedy}") from error
+
+
+def open_user(given: NetdevConfig) -> Netdev:
+    """A passt."""
+    words, gateway = passt_options.command(given)
+    try:
+        return Passt(given.id, words, gateway)
+    except PasstError as error:
+        raise ConfigError(f"-netdev user,id={given.id}: passt says: {error}; see passt(1)") from error
 
 
 def open_port(given: NetdevConfig, opened: dict[str, Netdev]) -> Netdev:

@@ -1,0 +1,136 @@
+"""Linux with a network card: two machines on one wire, and one that reaches the host and is reached from there."""
+
+import contextlib
+import functools
+import hashlib
+import http.server
+import random
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from console import Console
+from test_boot import TIMEOUT, TROUBLE, options
+from test_netlinks import free_port
+
+from smp.guest import Guest, default_guest, run_script
+
+pytestmark = pytest.mark.boot
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def guest() -> Guest:
+    return default_guest()
+
+
+def ended(console: Console, exchanged: str) -> str:
+    """What a machine printed whose script succeeded."""
+    assert console.wait(TIMEOUT) == 0
+    log = console.text()
+    assert not TROUBLE.search(log), TROUBLE.findall(log)
+    assert "hartbeat: exit status 0" in log
+    assert exchanged in log
+    return log
+
+
+SERVER = """
+ip addr add 10.1.0.1/24 dev eth0
+head -c 3000000 /dev/urandom >/tmp/data; sha256sum </tmp/data
+httpd -p 80 -h /tmp
+until [ -e /tmp/end ]; do nc -l -p 81 >/tmp/end; sleep 0.2; done
+cat /tmp/end
+"""
+CLIENT = """
+ip addr add 10.1.0.2/24 dev eth0
+until ping -c 1 -W 1 10.1.0.1 >/dev/null; do :; done
+ping -c 3 -i 0.2 10.1.0.1 | grep loss
+ping -c 1 -s 20000 10.1.0.1 | grep loss
+until wget -q -O /tmp/data http://10.1.0.1/data; do sleep 0.2; done
+sha256sum </tmp/data
+cat /sys/class/net/eth0/address
+until echo "goodbye from the other" | nc 10.1.0.1 81; do sleep 0.2; done
+"""
+
+
+@pytest.mark.parametrize("kind", ["stream", "dgram"])
+def test_two_machines_on_one_wire(guest: Guest, tmp_path: Path, kind: str) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    if kind == "stream":
+        ends = [f"stream,id=n,server={on},addr.type=unix,addr.path={a}" for on in ("on", "off")]
+        ends[1] += ",reconnect-ms=100"
+    else:
+        both = (a, b), (b, a)
+        ends = [f"dgram,id=n,local.type=unix,local.path={x},remote.type=unix,remote.path={y}" for x, y in both]
+    card = "virtio-net-device,netdev=n"
+    first = options(guest, 2, run_script(SERVER), "-netdev", ends[0], "-device", card)
+    second = options(guest, 2, run_script(CLIENT), "-netdev", ends[1], "-device", card + ",mac=52:54:00:12:34:99")
+    with Console(*first) as server, Console(*second) as client:
+        for console in (server, client):
+            console.close_input()
+        while client.process.poll() is None:
+            server.collect(0.02)
+            client.collect(0.02)
+        said = ended(client, "52:54:00:12:34:99")
+        assert said.count(" 0% packet loss") == 2
+        digest = next(line for line in said.splitlines() if line.endswith("  -"))
+        assert digest in ended(server, "goodbye from the other")
+
+
+@pytest.fixture
+def website(tmp_path: Path) -> Iterator[tuple[int, bytes]]:
+    """A server on the host, and the file that it has."""
+    data = random.Random(5).randbytes(4 * MIB)
+    (tmp_path / "data").write_bytes(data)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port, data
+        server.shutdown()
+        thread.join()
+
+
+USER = """
+until ip route | grep -q default; do sleep 0.1; done
+ip addr show dev eth0 | grep -o 'inet 10[^ ]*'; ip route | grep default; cat /etc/resolv.conf
+wget -q -O /tmp/data http://10.0.2.2:{port}/data; sha256sum </tmp/data
+cat >/tmp/index.html <<X
+hello from the guest
+X
+httpd -p 80 -h /tmp; echo listening
+until [ -e /tmp/end ]; do nc -l -p 81 >/tmp/end; sleep 0.2; done
+cat /tmp/end
+"""
+
+
+@pytest.mark.parametrize("mtu", ["", ",mtu=1500"])
+def test_the_guest_gets_an_address_and_talks_to_the_host(guest: Guest, website: tuple[int, bytes], mtu: str) -> None:
+    """By passt: DHCP, out to a server of the host, and in through a forwarded port in both directions."""
+    port, data = website
+    web, end = free_port(), free_port()
+    nic = f"user,hostfwd=tcp:127.0.0.1:{web}-:80,hostfwd=tcp:127.0.0.1:{end}-:81{mtu}"
+    with Console(*options(guest, 2, run_script(USER.format(port=port)), "-nic", nic)) as console:
+        console.close_input()
+        console.expect("listening", TIMEOUT)
+        with urllib.request.urlopen(f"http://127.0.0.1:{web}/", timeout=20) as answer:
+            assert answer.read() == b"hello from the guest\n"
+        with urllib.request.urlopen(f"http://127.0.0.1:{web}/data", timeout=20) as answer:
+            assert answer.read() == data
+        say_goodbye(console, int(end))
+        log = ended(console, "goodbye from the host")
+        assert hashlib.sha256(data).hexdigest() in log
+        for line in ("inet 10.0.2.15/24", "default via 10.0.2.2", "nameserver 10.0.2.3"):
+            assert line in log
+
+
+def say_goodbye(console: Console, port: int) -> None:
+    """passt accepts a connection before the guest listens, so once may not be enough."""
+    while console.process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as link:
+            link.sendall(b"goodbye from the host\n")
+        console.collect(0.3)

@@ -30,8 +30,9 @@ TB_SIZE_MIN = 128 << 10  # room for several of the largest blocks
 class SerialConfig:
     """The host's end of a character device.
 
-    `kind` is stdio, mon:stdio, file, unix, pty, null or none; `arg` the path of a file or a socket; `id` the
-    name of a -chardev. A unix socket is listened on, and the machine does not wait for someone to connect.
+    `kind` is stdio, mon:stdio, file, unix, fd, pty, null or none; `arg` the path of a file or a socket, or the number
+    of a descriptor; `id` the name of a -chardev. A unix socket is listened on, and the machine does not wait for
+    someone to connect.
     """
 
     kind: str = "mon:stdio"
@@ -378,6 +379,8 @@ def _check_networks(config: MachineConfig) -> None:
 
 def _check_end(option: str, end: SerialConfig) -> None:
     """A character device's file or socket can be made; one that a socket can't replace is not overwritten."""
+    if end.kind == "fd" and not os.path.exists(f"/proc/self/fd/{end.arg}"):
+        raise ConfigError(f"{option} fd {end.arg}: is not open; start the command with {end.arg}>FILE")
     if end.kind not in ("file", "unix"):
         return
     _check_output(option, Path(end.arg))

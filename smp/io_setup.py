@@ -142,6 +142,7 @@ def chardev(end: SerialConfig, label: str) -> Chardev:
         "file": lambda: open_file(end.arg),
         "unix": lambda: Unix(end.arg),
         "pty": lambda: open_pty(label),
+        "fd": lambda: Stdio(mux=False, source=-1, sink=int(end.arg)),
         "null": Chardev,
         "none": Chardev,
     }

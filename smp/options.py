@@ -195,7 +195,7 @@ def _device_help() -> Iterator[str]:
 
 
 def read_chardev(text: str) -> Fields:
-    kinds = {"stdio": (), "pty": (), "null": (), "file": ("path",), "socket": ("path", "server", "wait")}
+    kinds = {"stdio": (), "pty": (), "null": (), "file": ("path",), "socket": ("path", "server", "wait"), "fd": ("fd",)}
     kind = one_of("-chardev", split_commas(text)[0].removeprefix("backend="), kinds)
     given = pairs("-chardev", text, "backend", ("backend", "id", *kinds[kind]))
     if not given.get("id"):
@@ -205,6 +205,8 @@ def read_chardev(text: str) -> Fields:
     if kind == "socket":
         kind = "unix"
         _check_listening("-chardev", text, given)
+    if kind == "fd":
+        given["path"] = str(number("-chardev fd,fd", given.get("fd", "")))
     return {"chardevs": (SerialConfig(kind, given.get("path", ""), given["id"]),)}
 
 
@@ -221,12 +223,14 @@ def read_serial(text: str) -> Fields:
         end = SerialConfig(text)
     elif colon and kind == "file":
         end = SerialConfig("file", str(path("-serial file:", rest)))
+    elif colon and kind == "fd":
+        end = SerialConfig("fd", str(number("-serial fd", rest)))
     elif colon and kind == "unix":
         given = pairs("-serial", rest, "path", ("path", "server", "wait"))
         _check_listening("-serial", text, given)
         end = SerialConfig("unix", str(path("-serial unix:", given.get("path", ""))))
     else:
-        kinds = ("stdio", "mon:stdio", "file:PATH", "unix:PATH", "pty", "null", "none")
+        kinds = ("stdio", "mon:stdio", "file:PATH", "unix:PATH", "fd:N", "pty", "null", "none")
         raise ConfigError(f"-serial {text}: not available; use {', '.join(kinds)}")
     return {"serials": () if end.kind == "none" else (end,)}
 
@@ -325,9 +329,10 @@ OPTIONS: tuple[Option, ...] = (
     Option(("net",), "none", "no network, as it is without this option", read_net),
     Option(("object",), "filter-dump,id=ID,netdev=ID,file=FILE[,maxlen=BYTES][,queue=all|rx|tx]",
            "write what passes a netdev to a file, as tcpdump does", each("objects", read_object), True),
-    Option(("chardev",), "stdio|pty|null|file,path=FILE|socket,path=FILE[,server=on,wait=off],id=ID",
-           "the host's end of a virtconsole", read_chardev, True),
-    Option(("serial",), "stdio|mon:stdio|file:PATH|unix:PATH[,server=on,wait=off]|pty|null|none",
+    Option(("chardev",), "stdio|pty|null|fd,fd=N|file,path=FILE|socket,path=FILE[,server=on,wait=off],id=ID",
+           "the host's end of a virtconsole; fd is output to a descriptor that the command was started with",
+           read_chardev, True),
+    Option(("serial",), "stdio|mon:stdio|file:PATH|unix:PATH[,server=on,wait=off]|fd:N|pty|null|none",
            "the host's end of the UART (default mon:stdio: the terminal, Ctrl-A x ends the machine)", read_serial),
     Option(("nographic",), "", "the UART is on the terminal, as it is without this option", flag(nographic=True)),
     Option(("nodefaults",), "", "no UART on the terminal unless -serial asks for it", flag(nodefaults=True)),

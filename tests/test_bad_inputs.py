@@ -181,6 +181,9 @@ BAD = [
     ),
     ("-kernel kernel -chardev pty,id=c", "c virtconsole"),
     ("-kernel kernel -chardev pty", "id=NAME"),
+    ("-kernel kernel -chardev fd,id=c", "fd number"),
+    ("-kernel kernel -serial fd:one", "one number"),
+    ("-kernel kernel -serial fd:987", "987 987>FILE"),
     ("-kernel kernel -chardev file,id=c", "path=FILE"),
     ("-kernel kernel -chardev tcp,id=c", "tcp stdio"),
     (

@@ -116,6 +116,8 @@ def test_nothing_given_is_the_default_machine():
         (["-serial", "file:a,b"], {"serials": (SerialConfig("file", "a,b"),)}),
         (["-serial", "unix:/s,server=on,wait=off"], {"serials": (SerialConfig("unix", "/s"),)}),
         (["-serial", "unix:/s,server,wait=off"], {"serials": (SerialConfig("unix", "/s"),)}),
+        (["-serial", "fd:2"], {"serials": (SerialConfig("fd", "2"),)}),
+        (["-chardev", "fd,fd=1,id=c"], {"chardevs": (SerialConfig("fd", "1", "c"),)}),
         (["-chardev", "pty,id=c"], {"chardevs": (SerialConfig("pty", "", "c"),)}),
         (["-chardev", "socket,path=/s,server=on,id=c"], {"chardevs": (SerialConfig("unix", "/s", "c"),)}),
         (["-netdev", "hubport,id=n,hubid=1"], {"netdevs": (NetdevConfig("hubport", "n", (("hubid", "1"),)),)}),

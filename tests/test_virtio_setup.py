@@ -70,6 +70,18 @@ def test_the_terminal_has_a_mux_when_asked_for(kind: str, mux: bool) -> None:
     assert serial.mux is mux
 
 
+def test_a_descriptor_takes_output_and_keeps_its_mode(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as file:
+        file.write(b"before ")
+        file.flush()
+        serial = io_config(MachineConfig(serials=(SerialConfig("fd", str(file.fileno())),))).serial
+        serial.start()
+        serial.write(b"after")
+        assert serial.interest() == {} and serial.size() == (0, 0) and os.get_blocking(file.fileno())
+        serial.close()
+    assert (tmp_path / "out").read_bytes() == b"before after"
+
+
 def test_what_the_host_refuses_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         io_config(MachineConfig(drives=(DriveConfig(tmp_path / "missing"),)))

@@ -33,8 +33,10 @@ PACKAGES = ("busybox-static", "opensbi")
 
 # Loaded at each boot, if the device is there: stored as what the guest loads fastest.
 BOOT_MODULES = ("virtio_mmio", "virtio_blk", "virtio_rng", "virtio_net", "virtio_console")
+# Loaded at boot when the host shares a folder: stored the same way.
+SHARE_MODULES = ("9p", "9pnet_virtio")
 # For `modprobe`; stored as Debian ships them. ext4 asks for crc32c by its alias only.
-MORE_MODULES = ("ext4", "crc32c_generic", "virtio_balloon", "9p", "9pnet_virtio")
+MORE_MODULES = ("ext4", "crc32c_generic", "virtio_balloon", *SHARE_MODULES)
 
 OPENSBI = f"usr/lib/{ARCHITECTURE}-linux-gnu/opensbi/generic"
 FIRMWARE = ("fw_dynamic.bin", "fw_jump.bin")
@@ -250,7 +252,7 @@ def initrd_entries(parts: Path, files: list[tuple[str, bytes, int]]) -> list[ini
 def _module_entries(parts: Path) -> list[initramfs.Entry]:
     tree = parts / "modules"
     release = json.loads((parts / "manifest.json").read_text())["release"]
-    at_boot = set(initramfs.module_files(tree, BOOT_MODULES))
+    at_boot = set(initramfs.module_files(tree, BOOT_MODULES + SHARE_MODULES))
     modules = []
     for path in initramfs.module_files(tree, BOOT_MODULES + MORE_MODULES):
         module = initramfs.read_module(tree, path)
@@ -437,16 +439,26 @@ def boot_options(options: Sequence[str], guest: Callable[[], Guest] = default_gu
 
 USAGE = """\
 usage: python -m smp.guest [--refresh]         fetch the default guest if need be and print its paths
-       python -m smp.guest boot [OPTION ...]   boot it, or what the emulator's OPTIONs name
+       python -m smp.guest boot [OPTION ...]   boot it, or what the emulator's OPTIONs name; with --run COMMAND, run
+                                               that in it and end with its exit status
 """
+
+
+def boot(words: list[str]) -> int:
+    """Become the emulator with its options completed; with --run, be it until the command has ended."""
+    from smp import cli, guest_run  # which imports this module
+
+    command, others = guest_run.split_run(words)
+    if command is not None:
+        return guest_run.run(command, others, cli.main)
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "smp", *boot_options(words)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words[:1] == ["boot"]:
-            command = [sys.executable, "-P", "-m", "smp", *boot_options(words[1:])]
-            os.execv(sys.executable, command)
+            return boot(words[1:])
         if words not in ([], ["--refresh"]):
             print(USAGE, end="", file=sys.stderr)
             return 2
@@ -468,4 +480,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # As the module that others import it is another one than __main__, with errors of its own.
+    from smp import guest
+
+    sys.exit(guest.main())

@@ -1,0 +1,162 @@
+"""Work in a folder of the host's, in Linux: what the guest does there is there, and a command's outcome comes back."""
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from smp.guest import default_guest
+
+pytestmark = pytest.mark.boot
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT = float(os.environ.get("HARTBEAT_GUEST_TIMEOUT", "240"))
+FILES = 200
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fetched() -> None:
+    default_guest()
+
+
+def run(command: str, *options: str, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+    """Exit status, standard output and standard error of `scripts/boot --run COMMAND`."""
+    words = [sys.executable, "-m", "smp.guest", "boot", *options, "--run", command]
+    done = subprocess.run(words, cwd=ROOT, input=stdin, capture_output=True, timeout=TIMEOUT)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_command_has_its_own_output_and_status() -> None:
+    text = 'it\'s "quoted" $HOME \\ `echo #`'
+    script = f"printf '%s\\n' {quoted(text)}\npwd; nproc; cat; test -t 1 || echo 'no terminal'; echo wrong >&2; exit 42"
+    status, out, err = run(script, "-smp", "2", stdin=b"not for the guest\n")
+    assert out.decode().splitlines() == [text, "/root", "2", "no terminal"]
+    assert (status, err) == (42, b"wrong\n")
+
+
+def quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def test_output_is_passed_through_as_it_is_whatever_still_runs() -> None:
+    script = "sleep 1000 & setsid sleep 1000 & cat /bin/busybox | head -c 100000; exit 0"
+    status, out, _ = run(script, "-smp", "2")
+    assert status == 0 and len(out) == 100_000 and out.startswith(b"\x7fELF")
+
+
+def test_a_guest_that_panics_says_so() -> None:
+    status, out, err = run("echo begun; sleep 1; echo c >/proc/sysrq-trigger; sleep 60", "-smp", "2")
+    assert status == 1 and out == b"begun\n"
+    assert b"Kernel panic" in err and err.endswith(b"hartbeat: --run: the guest ended before the command did\n")
+
+
+HEAVY = """
+set -e
+find in -type f | sort | xargs sha256sum >sums.guest
+cmp sums sums.guest
+tar cf all.tar in
+mkdir unpacked
+tar xf all.tar -C unpacked
+cp -r unpacked/in copied
+(cd copied && find . -type f | sort | xargs sha256sum) >sums.copied
+mv copied moved
+mv moved/d1 moved/renamed
+rm -r unpacked/in/d0
+ln -s ../all.tar moved/soft
+readlink moved/soft
+ln all.tar moved/hard
+chmod 751 moved/renamed; chmod 4640 all.tar
+(cd moved && sha256sum soft hard | cut -d' ' -f1 | uniq | wc -l)
+dd if=/dev/urandom of=big bs=1M count=8 2>/dev/null
+dd if=big of=part bs=1000 skip=3 count=1000 2>/dev/null
+echo appended >>part
+truncate -s 5000000 big
+sha256sum big part
+exec 5<part; rm part; tail -c 9 <&5; exec 5<&-
+race() { for i in $(seq 15); do echo "$1 $i" >>racing.$1; mv racing.$1 r.$1; mv r.$1 racing.$1; done; }
+for n in 1 2 3 4; do race $n & done
+wait
+cat racing.* | wc -l
+mkfifo fifo; (echo through >fifo) & cat fifo
+touch -d '2001-02-03 04:05:06' dated
+find . | wc -l
+"""
+
+
+@pytest.mark.parametrize("model", ["none", "mapped-xattr"])
+def test_heavy_work_in_a_shared_folder(tmp_path: Path, model: str) -> None:
+    contents = fill(tmp_path / "in")
+    sums = [f"{hashlib.sha256(data).hexdigest()}  in/{name}\n" for name, data in sorted(contents.items())]
+    (tmp_path / "sums").write_text("".join(sums))
+    status, out, err = run(HEAVY, *share(tmp_path, model))
+    lines = out.decode().splitlines()
+    assert (status, err) == (0, b""), out
+    big = (tmp_path / "big").read_bytes()
+    assert lines[:2] == ["../all.tar", "1"] and len(big) == 5_000_000
+    assert lines[2] == f"{hashlib.sha256(big).hexdigest()}  big"
+    part = big[3000:1_003_000] + b"appended\n"
+    assert lines[3:7] == [f"{hashlib.sha256(part).hexdigest()}  part", "appended", "60", "through"]
+    assert int(lines[7]) == 1 + sum(1 for _ in tmp_path.rglob("*"))
+    check_host(tmp_path, contents, model)
+
+
+def fill(folder: Path) -> dict[str, bytes]:
+    """Some hundred files of all sizes in folders; their contents by name."""
+    source = random.Random(11)
+    contents = {
+        f"d{n % 7}/e{n % 3}/file {n}".replace(" ", "_"): source.randbytes(source.choice([0, 1, 100, 4096, 70_000]))
+        for n in range(FILES)
+    }
+    for name, data in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return contents
+
+
+def share(folder: Path, model: str) -> list[str]:
+    return ["-virtfs", f"local,path={folder},mount_tag=share,security_model={model},multidevs=remap"]
+
+
+def check_host(folder: Path, contents: dict[str, bytes], model: str) -> None:
+    """What the guest did is what is there."""
+    for name, data in contents.items():
+        there = name.replace("d1/", "renamed/", 1) if name.startswith("d1/") else name
+        assert (folder / "moved" / there).read_bytes() == data
+        assert (folder / "unpacked/in" / name).exists() != name.startswith("d0/")
+    assert (folder / "moved/hard").samefile(folder / "all.tar")
+    assert (folder / "dated").stat().st_mtime == 981_173_106
+    assert not (folder / "part").exists()
+    modes = {name: (folder / name).stat().st_mode & 0o7777 for name in ("moved/renamed", "all.tar")}
+    if model == "none":
+        assert os.readlink(folder / "moved/soft") == "../all.tar"
+        assert modes == {"moved/renamed": 0o751, "all.tar": 0o640}  # the setuid bit is the guest's wish only
+        return
+    assert (folder / "moved/soft").read_bytes() == b"../all.tar"
+    assert modes == {"moved/renamed": 0o700, "all.tar": 0o600}
+    assert os.getxattr(folder / "all.tar", "user.virtfs.mode") == (0o104640).to_bytes(4, "little")
+    assert (folder / "fifo").is_file()
+
+
+def test_a_readonly_folder_is_read_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(b"kept")
+    status, out, err = run(
+        "cat kept; echo x >new; rm kept; chmod 600 kept; echo y >>kept; cat kept",
+        *("-smp", "1", *[option.replace("multidevs", "readonly=on,multidevs") for option in share(tmp_path, "none")]),
+    )
+    assert (status, out) == (0, b"keptkept") and err.count(b"Read-only file system") == 4
+    assert os.listdir(tmp_path) == ["kept"] and (tmp_path / "kept").read_bytes() == b"kept"
+
+
+def test_a_program_of_the_hosts_runs_from_the_folder(tmp_path: Path) -> None:
+    """As a workload gets in: a static program, which Linux maps from the share."""
+    source = tmp_path / "hello.c"
+    source.write_text('#include <stdio.h>\nint main(int c, char **v) { printf("hello %s\\n", v[1]); return 3; }\n')
+    words = ["riscv64-linux-gnu-gcc", "-O1", "-static", "-o", str(tmp_path / "hello"), str(source)]
+    built = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    if built.returncode:
+        pytest.skip("no C library for riscv64 here")
+    assert run("./hello guest", "--share", str(tmp_path), "-smp", "1") == (3, b"hello guest\n", b"")

@@ -32,6 +32,16 @@ USER = {
 # What a -netdev takes besides its id; one that is listed is honoured.
 NETDEVS: dict[str, dict[str, str]] = {
     "user": USER,
+    "tap": {
+        "ifname": "the interface (default one that is made)",
+        "fd": "the number of an open tap in its place",
+        "fds": "the same for several queues, with colons between",
+        "queues": "queue pairs; the card takes them with mq=on (default 1)",
+        "vnet_hdr": "on|off: leave checksums and segmentation to the kernel (default on)",
+        "script": "no: the interface is set up before",
+        "downscript": "no",
+        "vhost": "off: frames go through the machine's I/O process",
+    },
     "stream": {
         "server": "on: listen; off: connect (default off)",
         **{f"addr.{name}": about for name, about in ADDRESS.items()},
@@ -50,7 +60,7 @@ NETDEVS: dict[str, dict[str, str]] = {
     "hubport": {"hubid": "number of the hub", "netdev": "id of the netdev that the port leads to"},
 }
 SEVERAL = ("hostfwd", "dnssearch")
-SWITCHES = ("ipv4", "ipv6", "server", "restrict")
+SWITCHES = ("ipv4", "ipv6", "server", "restrict", "vnet_hdr", "vhost")
 NEEDED = {"hubport": "hubid"}
 # QEMU's properties that have no counterpart here, and what to do instead.
 REFUSED = {

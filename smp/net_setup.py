@@ -1,5 +1,6 @@
 """From the configuration to network cards and what they are on; sockets are opened here, in the supervisor."""
 
+import fcntl
 import os
 import socket
 import stat
@@ -10,6 +11,7 @@ from smp import passt_options
 from smp.config import DeviceConfig, MachineConfig, NetdevConfig
 from smp.cpu import ConfigError
 from smp.net_options import missing_features, parse_mac
+from smp.option_text import number
 from virtio.host import Host
 from virtio.net import MAX_PAIRS, Net
 from virtio.netdev import Netdev
@@ -17,7 +19,9 @@ from virtio.netdgram import Datagram
 from virtio.nethub import HubPort
 from virtio.netpasst import Passt, PasstError
 from virtio.netstream import Stream, UnixListener
+from virtio.nettap import IFREQ, TUNGETIFF, Tap, open_tap
 
+IFNAMSIZ = 16
 FIRST_MAC = 0x5254_0012_3456  # QEMU's
 FAMILIES = {"inet": socket.AF_INET, "unix": socket.AF_UNIX}
 RETRY_CONNECT = "start the other side first, or add reconnect-ms=500"
@@ -56,13 +60,12 @@ def open_netdev(given: NetdevConfig, opened: dict[str, Netdev]) -> Netdev:
     """A netdev, on one of those opened before if it is a hub's port."""
     kinds: dict[str, Callable[[], Netdev]] = {
         "user": lambda: open_user(given),
+        "tap": lambda: open_interface(given),
         "stream": lambda: open_stream(given),
         "dgram": lambda: open_dgram(given),
         "socket": lambda: open_socket(given),
         "hubport": lambda: open_port(given, opened),
     }
-    if given.kind not in kinds:
-        raise ConfigError(f"-netdev {given.kind}: not available; use {', '.join(kinds)}")
     try:
         return kinds[given.kind]()
     except OSError as error:
@@ -78,6 +81,39 @@ def open_user(given: NetdevConfig) -> Netdev:
         return Passt(given.id, words, gateway)
     except PasstError as error:
         raise ConfigError(f"-netdev user,id={given.id}: passt says: {error}; see passt(1)") from error
+
+
+def open_interface(given: NetdevConfig) -> Netdev:
+    """A tap: given open, or opened here."""
+    where = f"-netdev tap,id={given.id}"
+    for name, value in (("script", "no"), ("downscript", "no"), ("vhost", "off")):
+        if given.get(name, value) != value:
+            remedy = "set the interface up before" if value == "no" else "there is none"
+            raise ConfigError(f"{where},{name}={given.get(name)}: not available; {remedy} and use {name}={value}")
+    queues = number(f"{where},queues", given.get("queues", "1"))
+    if not 1 <= queues <= MAX_PAIRS:
+        raise ConfigError(f"{where},queues={queues}: a card has 1 to {MAX_PAIRS} queue pairs")
+    if fds := given.get("fds") or given.get("fd"):
+        return Tap(given.id, _open_taps(where, fds))
+    ifname = given.get("ifname")
+    if len(os.fsencode(ifname)) >= IFNAMSIZ:
+        raise ConfigError(f"{where},ifname={ifname}: has over {IFNAMSIZ - 1} bytes; choose a shorter name")
+    try:
+        return Tap(given.id, open_tap(ifname, queues, given.is_on("vnet_hdr", "on")))
+    except OSError as error:
+        multi = " multi_queue" if queues > 1 else ""
+        remedy = f"ip tuntap add dev {ifname or 'tap0'} mode tap user $USER{multi}, as root, and give its ifname"
+        raise ConfigError(f"{where},ifname={ifname}: {error.strerror}; {remedy}") from error
+
+
+def _open_taps(where: str, text: str) -> list[int]:
+    try:
+        fds = [int(part) for part in text.split(":")]
+        for fd in fds:
+            fcntl.ioctl(fd, TUNGETIFF, bytes(IFREQ.size))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where},fds={text}: is not open as a tap; give numbers of open descriptors") from error
+    return fds
 
 
 def open_port(given: NetdevConfig, opened: dict[str, Netdev]) -> Netdev:

@@ -22,6 +22,9 @@ from virtio.netfeatures import (
     F_CTRL_RX_EXTRA,
     F_CTRL_VQ,
     F_GUEST_ANNOUNCE,
+    F_HOST_TSO4,
+    F_HOST_TSO6,
+    F_HOST_USO,
     F_MQ,
     F_MRG_RXBUF,
     F_MTU,
@@ -29,10 +32,12 @@ from virtio.netfeatures import (
     TO_GUEST,
 )
 from virtio.netfilter import ReceiveFilter
-from virtio.offload import finish
+from virtio.offload import GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, finish
 from virtio.queue import Queue, QueueError, Request, size_of
 
 S_LINK_UP, S_ANNOUNCE = 1, 2
+# What the host must be able to do with a frame of a gso_type.
+LEFT_TO_HOST = {GSO_NONE: F_CSUM, GSO_TCPV4: F_HOST_TSO4, GSO_TCPV6: F_HOST_TSO6, GSO_UDP_L4: F_HOST_USO}
 OK, ERR = 0, 1
 CTRL_RX, CTRL_MAC, CTRL_ANNOUNCE, CTRL_MQ, CTRL_GUEST_OFFLOADS = 0, 1, 3, 4, 5
 MAX_PAIRS = 31  # with the control queue, what a window has notification bits for
@@ -185,7 +190,8 @@ class Net(Device):
         size = size_of(request.readable)
         if not ETHERNET <= size <= MAX_FRAME:
             return []
-        if header[:2] == PLAIN[:2] or self.host.offloads & F_CSUM:
+        needed = LEFT_TO_HOST.get(header[1] & ~GSO_ECN, 0)
+        if header[:2] == PLAIN[:2] or self.host.offloads & needed:
             if len(request.readable) > PIECES:
                 request.readable = [memoryview(request.read(size))]
             return [Frame(request.readable, header)]

@@ -373,8 +373,10 @@ def _check_networks(config: MachineConfig) -> None:
     for netdev in netdevs:
         if netdev.id not in {name for _, name in asked} and not netdev.get("netdev"):
             raise ConfigError(f"-netdev id={netdev.id}: no device uses it; add -device {NET_DEVICE},netdev={netdev.id}")
-    for card in config.objects:
-        _check_output("-object filter-dump,file", Path(card.get("file")))
+    for dump in config.objects:
+        _check_output("-object filter-dump,file", Path(dump.get("file")))
+    _check_unique("-object id", [dump.get("id") for dump in config.objects])
+    _check_unique("-object filter-dump,file", [os.path.realpath(dump.get("file")) for dump in config.objects])
 
 
 def _check_end(option: str, end: SerialConfig) -> None:

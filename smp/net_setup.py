@@ -16,6 +16,7 @@ from virtio.host import Host
 from virtio.net import MAX_PAIRS, Net
 from virtio.netdev import Netdev
 from virtio.netdgram import Datagram
+from virtio.netdump import Dump
 from virtio.nethub import HubPort
 from virtio.netpasst import Passt, PasstError
 from virtio.netstream import Stream, UnixListener
@@ -32,8 +33,7 @@ def open_networks(config: MachineConfig) -> tuple[list[tuple[DeviceConfig, Net]]
     netdevs, cards = config.networks()
     opened: dict[str, Netdev] = {}
     try:
-        for netdev in sorted(netdevs, key=lambda netdev: netdev.kind == "hubport"):
-            opened[netdev.id] = open_netdev(netdev, opened)
+        _open_netdevs(config, netdevs, opened)
         made = [(card, _card(card, opened[card.get("netdev")], mac)) for card, mac in _with_macs(cards)]
     except BaseException:
         for host in opened.values():
@@ -41,6 +41,36 @@ def open_networks(config: MachineConfig) -> tuple[list[tuple[DeviceConfig, Net]]
         raise
     owned = {card.get("netdev") for card in cards} | {netdev.get("netdev") for netdev in netdevs}
     return made, [host for name, host in opened.items() if name not in owned]
+
+
+def _open_netdevs(config: MachineConfig, netdevs: list[NetdevConfig], opened: dict[str, Netdev]) -> None:
+    """Ports of hubs come last, for they may lead to others; a hub is the list of its ports."""
+    hubs: dict[str, list[HubPort]] = {}
+    for given in sorted(netdevs, key=lambda given: given.kind == "hubport"):
+        if given.kind != "hubport":
+            opened[given.id] = _dumped(config, given.id, open_netdev(given))
+            continue
+        ports = hubs.setdefault(given.get("hubid"), [])
+        if uplink := opened.get(given.get("netdev")):
+            opened[given.id] = HubPort(given.id, ports, _dumped(config, given.id, uplink))
+        else:
+            opened[given.id] = _dumped(config, given.id, HubPort(given.id, ports))
+
+
+def _dumped(config: MachineConfig, name: str, netdev: Netdev) -> Netdev:
+    """The netdev behind its filters."""
+    for given in config.objects:
+        if given.get("netdev") != name:
+            continue
+        is_on, queue = given.get("status", "on") == "on", given.get("queue", "all")
+        sent, received = is_on and queue != "tx", is_on and queue != "rx"
+        try:
+            netdev = Dump(netdev, given.get("file"), int(given.get("maxlen", "65536")), sent, received)
+        except OSError as error:
+            netdev.close()
+            where = f"-object filter-dump,file={given.get('file')}"
+            raise ConfigError(f"{where}: {error.strerror}; choose another place") from error
+    return netdev
 
 
 def _with_macs(cards: list[DeviceConfig]) -> list[tuple[DeviceConfig, bytes]]:
@@ -56,15 +86,14 @@ def _card(given: DeviceConfig, netdev: Netdev, mac: bytes) -> Net:
     return Net(netdev, mac, int(given.get("host_mtu", "0")), pairs, missing_features(given), sizes)
 
 
-def open_netdev(given: NetdevConfig, opened: dict[str, Netdev]) -> Netdev:
-    """A netdev, on one of those opened before if it is a hub's port."""
+def open_netdev(given: NetdevConfig) -> Netdev:
+    """A netdev that is no port of a hub."""
     kinds: dict[str, Callable[[], Netdev]] = {
         "user": lambda: open_user(given),
         "tap": lambda: open_interface(given),
         "stream": lambda: open_stream(given),
         "dgram": lambda: open_dgram(given),
         "socket": lambda: open_socket(given),
-        "hubport": lambda: open_port(given, opened),
     }
     try:
         return kinds[given.kind]()
@@ -114,13 +143,6 @@ def _open_taps(where: str, text: str) -> list[int]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where},fds={text}: is not open as a tap; give numbers of open descriptors") from error
     return fds
-
-
-def open_port(given: NetdevConfig, opened: dict[str, Netdev]) -> Netdev:
-    """A port of a hub, which is the list of its ports."""
-    hub = next((p.ports for p in opened.values() if isinstance(p, HubPort) and p.hub == given.get("hubid")), [])
-    uplink = opened[given.get("netdev")] if given.get("netdev") else None
-    return HubPort(given.id, given.get("hubid"), hub, uplink)
 
 
 # Addresses

@@ -155,6 +155,8 @@ BAD = [
     ("-kernel kernel -object filter-dump,id=f,file=a.pcap,netdev=n", "netdev=n -netdev"),
     ("-kernel kernel -object rng-random,id=f", "rng-random filter-dump"),
     ("-kernel kernel -object filter-dump,id=f,netdev=n,file=a,maxlen=0", "maxlen=0"),
+    ("-kernel kernel -nic stream,id=n" + 2 * " -object filter-dump,id=f,netdev=n,file=a", "id=f 2"),
+    ("-kernel kernel -nic stream,id=n -object filter-dump,id=f,netdev=n,file=folder", "folder directory"),
     ("-kernel kernel" + 33 * " -nic stream", "33 32"),
     ("-kernel kernel -device virtconsole,chardev=c", "virtconsole virtio-serial-device"),
     ("-kernel kernel -device virtio-serial-device -device virtconsole,chardev=c", "chardev=c -chardev"),

@@ -19,7 +19,7 @@ from virtio.netstream import Stream
 
 
 def open_one(kind: str, *properties: tuple[str, str]) -> Netdev:
-    return open_netdev(NetdevConfig(kind, "n0", properties), {})
+    return open_netdev(NetdevConfig(kind, "n0", properties))
 
 
 @contextlib.contextmanager

@@ -501,7 +501,7 @@ def test_without_multiqueue_the_third_queue_is_for_commands(ram: Ram) -> None:
 def test_a_hub_passes_everything_to_all_others(ram: Ram) -> None:
     """A card's own queues are never touched by another's: it only finds frames at its turn (CVE-2024-3446)."""
     ports: list[HubPort] = []
-    a, b = (Rig(ram, Net(HubPort(name, "0", ports), MAC), slot) for slot, name in enumerate("ab"))
+    a, b = (Rig(ram, Net(HubPort(name, ports), MAC), slot) for slot, name in enumerate("ab"))
     begin(a)
     assert len(transmit(a, PLAIN + frame(fill=1))) == 1
     assert a.rings[TX].collect() == []
@@ -517,8 +517,8 @@ def test_a_hub_passes_everything_to_all_others(ram: Ram) -> None:
 def test_a_hub_reaches_the_world_by_its_uplink(ram: Ram) -> None:
     ports: list[HubPort] = []
     with card(ram, start=False) as (outside, wire):
-        up = HubPort("up", "0", ports, outside.device.host)
-        rig = begin(Rig(ram, Net(HubPort("a", "0", ports), MAC), 1))
+        up = HubPort("up", ports, outside.device.host)
+        rig = begin(Rig(ram, Net(HubPort("a", ports), MAC), 1))
         offer(rig, 3, 100)
         transmit(rig, PLAIN + frame(fill=1))
         assert wire.frames() == [frame(fill=1)]
@@ -532,8 +532,8 @@ def test_a_hub_reaches_the_world_by_its_uplink(ram: Ram) -> None:
 
 def test_a_card_that_takes_nothing_costs_a_hub_only_its_own_frames(ram: Ram) -> None:
     ports: list[HubPort] = []
-    idle, busy = HubPort("idle", "0", ports), HubPort("busy", "0", ports)
-    rig = begin(Rig(ram, Net(HubPort("a", "0", ports), MAC), 1))
+    idle, busy = HubPort("idle", ports), HubPort("busy", ports)
+    rig = begin(Rig(ram, Net(HubPort("a", ports), MAC), 1))
     for _ in range(600):
         transmit(rig, PLAIN + frame())
         assert busy.receive(0) is not None

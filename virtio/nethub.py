@@ -11,8 +11,8 @@ AT_ONCE = 64  # frames passed on before others have their turn
 class HubPort(Netdev):
     """A port of a hub, which is the list of its ports.  Nothing is left to do in a hub's frames."""
 
-    def __init__(self, name: str, hub: str, ports: list["HubPort"], uplink: Netdev | None = None) -> None:
-        self.name, self.hub, self.ports, self.uplink = name, hub, ports, uplink
+    def __init__(self, name: str, ports: list["HubPort"], uplink: Netdev | None = None) -> None:
+        self.name, self.ports, self.uplink = name, ports, uplink
         self.waiting: deque[bytes] = deque()
         ports.append(self)
 

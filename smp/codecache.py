@@ -70,6 +70,7 @@ class Asm(Layout):
     first_pc: u64  # virtual pc of the block
     start: u64  # where its code begins
     count: u64  # instructions so far
+    limit: u64  # of instructions
     segment: u64  # number of the segment in hand: what runs whenever its first instruction does
     begun: u64  # instructions before the segment
     site: u64  # behind the immediate that takes the segment's instructions off the quantum
@@ -92,7 +93,6 @@ class Asm(Layout):
     bare_exit: u64
     call_access: u64
     call_step: u64
-    loop_access: u64
     load_fp: u64
     call_system: list[u64] = many(4)
     decoded: Slot

@@ -71,7 +71,9 @@ class Hart(Layout):
     link: u64  # how translated code was left: end of a jump to patch, 1 to look a pc up, 0 to look at the hart
     link_page: u64  # physical page of the jump to patch: only a block of the same one may follow it; 1: a jump forward
     code_flushes: u64  # counts what makes code that is being run old: flushes, fence.i, the cache's emptying
-    loop_stack: u64  # the host's stack pointer where a loop's function was called
+    loop_cells: list[u64] = many(128)  # tag and addend: where the base registers of a loop last led to
+    loop_exit: u64  # which of its rare exits a loop was left by
+    loop_entry: u64  # which of its entries a loop is entered at
     stepped: u64  # 1: a step went on to the next instruction
     epoch: u64  # of the last fence.i: pages of code must have been looked at since
     id: u32

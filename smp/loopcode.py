@@ -1,29 +1,64 @@
 """Host code for a loop of guest code, by LLVM, from the rows' meanings.
 
-The loop becomes one function of the hart record and of where to enter.  Registers live in LLVM's values from entry to
-exit; a load or store remembers the page that the same base register last led to, and looks the TLB up only when that
-changes.  The function leaves with all registers in the record, and gives the pc to go on at, or LEFT when the hart's
-loop must look around.
+The loop becomes a function that takes the pinned guest registers, what is left of the quantum and the hart record in
+the host registers in which translated blocks have them: LLVM's calling convention `ghccc`, which smp/x86.py follows.
+So it is jumped to from a block and leaves by a jump to one, with nothing to save or load but those registers that
+live in the record.
+A load or store remembers in the record which page its base register last led to, and looks the TLB up only when that
+changes; what the TLB has not is left to translated code of that one instruction.
 Guest accesses are atomic (monotonic): LLVM neither drops, repeats nor splits them, nor moves them out of the loop.
 """
 
+from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
+from elftools.elf.elffile import ELFFile
 from llvmlite import binding as llvm
 from llvmlite import ir
 
 from mem.mmu import EMPTY, PAGE_MASK, TLB_ENTRIES, WRITE_BANK, Mmu
 from mem.native import pointer, store
 from mem.word import I64, INT_OF_BYTES, V, builder, const, emitting, raw, truth
-from smp.hart import SINK, Hart
+from smp.hart import Hart
 from smp.loopfinder import Block, Instruction, is_return
 from smp.row import Kind, Row
+from smp.x86 import GHC_ARGUMENTS, HART, LEFT, PINNED
 
-LEFT = 1  # no pc: all are even
 KINDS = (Kind.ALU, Kind.LOAD, Kind.STORE, Kind.BRANCH, Kind.JAL, Kind.JALR)
 OPERANDS = {"rs1", "rs2", "imm", "pc", "value"}
-X, PC, LEFT_FIELD, ALARM = (Hart.offset(n) for n in ("x", "pc", "left", "alarm"))
+X, PC, ENTRY, EXIT, ALARM, CELLS = (
+    Hart.offset(n) for n in ("x", "pc", "loop_entry", "loop_exit", "alarm", "loop_cells")
+)
+RARELY = "rarely"
 DATA = Hart.offset("mmu") + Mmu.offset("data")
+GUEST_IN = {host: guest for guest, host in PINNED.items()}
+PASSED = {GUEST_IN[host]: index for index, host in enumerate(GHC_ARGUMENTS) if host in GUEST_IN}
+FUNCTION = ir.FunctionType(ir.VoidType(), [I64] * len(GHC_ARGUMENTS))
+
+# How a loop is left (smp/loopinstall.py): on at a pc of this page, or of another; this instruction alone by its
+# template, and on behind it; the hart's loop looks around, and then on at this pc; on at the pc in the record.
+GO, FAR, MISS, LOOK, ANYWHERE = range(5)
+
+
+@dataclass(frozen=True)
+class Exit:
+    """A way out of a loop."""
+
+    kind: int
+    pc: int
+
+
+@dataclass
+class HostCode:
+    """A compiled loop.
+
+    jumps: where a jump's displacement ends, and the exit it goes to; None is any of `rare`, the one in the record.
+    """
+
+    text: bytes
+    jumps: list[tuple[int, Exit | None]]
+    rare: list[Exit]
 
 
 def is_known(row: Row) -> bool:
@@ -46,31 +81,44 @@ class Cell:
 
 
 class LoopCode:
-    """One loop while its function is emitted.  `access` is the host address of smp/translate.py's loop_access."""
+    """One loop while its function is emitted."""
 
-    def __init__(self, blocks: dict[int, Block], entries: list[int], access: int) -> None:
-        self.blocks, self.entries, self.access = blocks, entries, access
+    def __init__(self, blocks: dict[int, Block], entries: list[int]) -> None:
+        self.blocks, self.entries = blocks, entries
         self.module = ir.Module("loop")
-        self.function = ir.Function(self.module, ir.FunctionType(I64, [I64, I64]), "loop")
-        self.function.attributes.add("nounwind")
-        # A table would be data outside of the code.  llvmlite's own `add` knows no attributes that are texts.
+        self.function = ir.Function(self.module, FUNCTION, "loop")
+        self.function.calling_convention = "ghccc"
+        # Floating-point registers are the guest's; a jump table would be data outside of the code.
+        # llvmlite's own `add` knows no attributes that are texts.
+        self.function.attributes.update({"nounwind", "noimplicitfloat"})
         set.add(self.function.attributes, '"no-jump-tables"="true"')
-        self.hart = V(self.function.args[0])
         self.entry = ir.IRBuilder(self.function.append_basic_block("entry"))
         every = [i for block in blocks.values() for i in block.instructions]
-        self.written = sorted({i.fields["rd"] for i in every if i.row.kind not in (Kind.STORE, Kind.BRANCH)} - {0})
+        written = {i.fields["rd"] for i in every if i.row.kind not in (Kind.STORE, Kind.BRANCH)}
+        used = {i.fields[n] for i in every for n in ("rs1", "rs2") if n in i.fields} | written | set(PASSED)
+        self.written = sorted(written - {0} - set(PASSED))  # to the record
         self.places = {pc: self.function.append_basic_block(f"at_{pc:x}") for pc in blocks}
+        self.exits: dict[Exit, tuple[ir.Block, str]] = {}
+        self.rare: list[Exit] = []
+        self.rarely = self.function.append_basic_block("rarely")
+        arguments = dict(zip(GHC_ARGUMENTS, self.function.args, strict=True))
+        self.hart = V(arguments[HART])
         with emitting(self.entry):
-            used = {i.fields[n] for i in every for n in ("rs1", "rs2") if n in i.fields} | set(self.written)
-            self.x = {n: Cell(self.entry, self._field(X + 8 * n).v) for n in sorted(used - {0})}
-            self.left = Cell(self.entry, self._field(LEFT_FIELD).v)
-            self.next = Cell(self.entry, const(0))
+            self.x = {n: Cell(self.entry, self._first(n)) for n in sorted(used - {0})}
+            self.left = Cell(self.entry, arguments[LEFT])
             self.data = self._field(DATA)
-            self.alarm = self._field(ALARM)
         bases = {(i.fields["rs1"], i.row.kind is Kind.STORE) for i in every if i.row.kind in (Kind.LOAD, Kind.STORE)}
         # Where each base register last led to: the tag, and the addend to host addresses
-        self.pages = {key: (Cell(self.entry, const(EMPTY)), Cell(self.entry, const(0))) for key in sorted(bases)}
-        self.leave, self.look = (self.function.append_basic_block(n) for n in ("leave", "look"))
+        self.pages: dict[tuple[int, bool], V] = {}
+        with emitting(self.entry):
+            for index, key in enumerate(sorted(bases)):
+                place = self.hart + CELLS + 16 * index
+                self.pages[key] = place
+                store(place, EMPTY, 8)
+
+    def _first(self, number: int) -> ir.Value:
+        """What a guest register holds when the loop is entered."""
+        return self.function.args[PASSED[number]] if number in PASSED else self._field(X + 8 * number).v
 
     def _field(self, offset: int) -> V:
         return V(builder().load(pointer(self.hart + offset, I64), typ=I64))
@@ -80,23 +128,17 @@ class LoopCode:
         for pc in sorted(self.blocks):
             with emitting(ir.IRBuilder(self.places[pc])):
                 self.block(self.blocks[pc])
-        with emitting(ir.IRBuilder(self.leave)):
-            self.save()
-            builder().ret(self.next.get().v)
-        with emitting(ir.IRBuilder(self.look)):
-            self.save()
-            store(self.hart + PC, self.next.get(), 8)
-            builder().ret(const(LEFT))
-        chosen = self.entry.switch(self.function.args[1], self.places[self.entries[0]])
+        with emitting(ir.IRBuilder(self.rarely)):
+            self.leave(RARELY)
+        first = self.places[self.entries[0]]
+        if len(self.entries) == 1:
+            self.entry.branch(first)
+            return self.module
+        with emitting(self.entry):
+            chosen = self.entry.switch(self._field(ENTRY).v, first)
         for index, pc in enumerate(self.entries):
             chosen.add_case(const(index), self.places[pc])
         return self.module
-
-    def save(self) -> None:
-        """Registers and what is left of the quantum to the record."""
-        for number in self.written:
-            store(self.hart + X + 8 * number, self.x[number].get(), 8)
-        store(self.hart + LEFT_FIELD, self.left.get(), 8)
 
     def read(self, number: int) -> V:
         return self.x[number].get() if number else V(const(0))
@@ -113,34 +155,66 @@ class LoopCode:
 
     def block(self, block: Block) -> None:
         """A block of the loop: the look around where control comes back, its instructions, and where it goes on."""
-        if block.pc in self.entries:
+        if block.pc == self.entries[0]:
             self.look_around(block.pc)
-        self.left.set(self.left.get() - len(block.instructions))
+        self.take(block)
         for index, instruction in enumerate(block.instructions):
             self.instruction(instruction, len(block.instructions) - index, block.successors)
         if not builder().block.is_terminated:
             self.go(block.end)
 
     def look_around(self, pc: int) -> None:
-        """Leave when the alarm rings or the quantum is used up."""
-        alarm = builder().load_atomic(pointer(self.alarm, INT_OF_BYTES[4]), "monotonic", 4, typ=INT_OF_BYTES[4])
-        alarm_is_quiet = builder().icmp_unsigned("==", alarm, ir.Constant(INT_OF_BYTES[4], 0))
-        some_left = builder().icmp_signed(">=", self.left.get().v, const(0))
-        stop = self.split(V(builder().zext(builder().and_(alarm_is_quiet, some_left), I64)))
+        """Leave when the alarm rings."""
+        alarm = self._field(ALARM)
+        rings = builder().load_atomic(pointer(alarm, INT_OF_BYTES[4]), "monotonic", 4, typ=INT_OF_BYTES[4])
+        stop = self.split(V(builder().zext(rings, I64)) == 0)
         with emitting(ir.IRBuilder(stop)):
-            self.next.set(pc)
-            builder().branch(self.look)
+            self.rare_exit(LOOK, pc)
+
+    def take(self, block: Block) -> None:
+        """Take the block's instructions off the quantum; where control comes back leave when there are too few."""
+        left = self.left.get() - len(block.instructions)
+        if block.pc in self.entries:
+            stop = self.split(V(builder().zext(builder().icmp_signed(">=", left.v, const(0)), I64)))
+            with emitting(ir.IRBuilder(stop)):
+                self.rare_exit(LOOK, block.pc)
+        self.left.set(left)
 
     def go(self, pc: int) -> None:
         """On to a known pc."""
         if pc in self.places:
             builder().branch(self.places[pc])
         else:
-            self.exit(pc)
+            self.exit(FAR if (pc ^ self.entries[0]) >> 12 else GO, pc)
 
-    def exit(self, pc: Any) -> None:
-        self.next.set(pc)
-        builder().branch(self.leave)
+    def exit(self, kind: int, pc: int) -> None:
+        """Leave, by a jump that is aimed later."""
+        way = Exit(kind, pc)
+        if way not in self.exits:
+            block, name = self.function.append_basic_block("exit"), f"exit{len(self.exits)}"
+            self.exits[way] = block, name
+            with emitting(ir.IRBuilder(block)):
+                self.leave(name)
+        builder().branch(self.exits[way][0])
+
+    def rare_exit(self, kind: int, pc: int) -> None:
+        """Leave, by a jump that all rare ways out have in common: they are many, and would be most of the code."""
+        way = Exit(kind, pc)
+        if way not in self.rare:
+            self.rare.append(way)
+        store(self.hart + EXIT, self.rare.index(way) + 1, 8)
+        builder().branch(self.rarely)
+
+    def leave(self, name: str) -> None:
+        """Guest registers to the record, or where blocks have them, and off."""
+        for number in self.written:
+            store(self.hart + X + 8 * number, self.x[number].get(), 8)
+        target = ir.Function(self.module, FUNCTION, name)
+        target.calling_convention = "ghccc"
+        values = {HART: self.hart, LEFT: self.left.get()}
+        values |= {PINNED[number]: self.x[number].get() for number in PASSED}
+        builder().call(target, [values[host].v for host in GHC_ARGUMENTS], cconv="ghccc", tail="musttail")
+        builder().ret_void()
 
     # Instructions
 
@@ -166,7 +240,8 @@ class LoopCode:
                         other = self.split(target == pc, likely=False)
                         self.go(pc)
                         builder().position_at_end(other)
-                self.exit(target)
+                store(self.hart + PC, target, 8)
+                self.exit(ANYWHERE, 0)
 
     def link(self, i: Instruction) -> None:
         if i.fields["rd"]:
@@ -185,24 +260,21 @@ class LoopCode:
 
     def memory(self, i: Instruction, not_run: int) -> None:
         is_store = i.row.kind is Kind.STORE
-        tag, addend = self.pages[i.fields["rs1"], is_store]
+        cell = self.pages[i.fields["rs1"], is_store]
         address = self.read(i.fields["rs1"]) + i.fields["imm"]
         page = address & (PAGE_MASK | i.row.size - 1)
-        done = self.function.append_basic_block("done")
-        other = self.split(page == tag.get())
+        other = self.split(page == V(builder().load(pointer(cell, I64), typ=I64)))
         hit = builder().block
         with emitting(ir.IRBuilder(other)):
             entry = self.data + ((address >> 12) & (TLB_ENTRIES - 1)) * 16 + (WRITE_BANK if is_store else 0)
             miss = self.split(V(builder().load(pointer(entry, I64), typ=I64)) == page)
-            tag.set(page)
-            addend.set(V(builder().load(pointer(entry + 8, I64), typ=I64)))
+            store(cell, page, 8)
+            store(cell + 8, V(builder().load(pointer(entry + 8, I64), typ=I64)), 8)
             builder().branch(hit)
-        self.touch(i, address + addend.get())
-        builder().branch(done)
         with emitting(ir.IRBuilder(miss)):
-            self.slow(i, address, not_run)
-            builder().branch(done)
-        builder().position_at_end(done)
+            self.left.set(self.left.get() + not_run)
+            self.rare_exit(MISS, i.pc)
+        self.touch(i, address + V(builder().load(pointer(cell + 8, I64), typ=I64)))
 
     def touch(self, i: Instruction, host: V) -> None:
         """The access itself."""
@@ -218,24 +290,10 @@ class LoopCode:
         if i.fields["rd"]:
             self.x[i.fields["rd"]].set(self.meaning(i, value=value))
 
-    def slow(self, i: Instruction, address: V, not_run: int) -> None:
-        """The access by `access`: afterwards the TLB may have changed."""
-        is_store = i.row.kind is Kind.STORE
-        register = i.fields["rs2"] if is_store else i.fields["rd"] or SINK
-        sign = 32 if i.row.name in ("lb", "lh", "lw") else 0
-        flags = (16 if is_store else 0) | sign | (64 if i.length == 2 else 0)
-        info = i.row.size | flags | register << 8 | not_run << 16
-        self.save()
-        native = builder().inttoptr(const(self.access), ir.FunctionType(I64, [I64] * 4).as_pointer())
-        builder().call(native, [self.hart.v, address.v, const(i.pc), const(info)])
-        if not is_store and i.fields["rd"]:
-            self.x[i.fields["rd"]].set(self._field(X + 8 * i.fields["rd"]))
-        for tag, _ in self.pages.values():
-            tag.set(EMPTY)
 
-
-def compile_loop(module: ir.Module, machine: Any) -> bytes:
-    """The host code of the module's only function; empty when it refers to data, which is not taken along."""
+def compile_loop(loop: LoopCode, machine: Any) -> HostCode | None:
+    """The host code of a loop; None when it refers to data, which is not taken along."""
+    module = loop.emit()
     module.triple = machine.triple
     module.data_layout = str(machine.target_data)
     parsed = llvm.parse_assembly(str(module))
@@ -246,9 +304,20 @@ def compile_loop(module: ir.Module, machine: Any) -> bytes:
     passes.add_instruction_combine_pass()
     passes.add_simplify_cfg_pass()
     passes.run(parsed, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
-    found: dict[str, bytes] = {}
-    for section in llvm.ObjectFileRef.from_data(machine.emit_object(parsed)).sections():
-        found[(section.name() or b"").decode()] = section.data()
-    if any(name.startswith((".rela.text", ".rodata")) for name in found):
-        return b""
-    return found[".text"]
+    exits: dict[str, Exit | None] = {name: way for way, (_, name) in loop.exits.items()}
+    return host_code(machine.emit_object(parsed), exits | {RARELY: None}, loop.rare)
+
+
+def host_code(file: bytes, exits: dict[str, Exit | None], rare: list[Exit]) -> HostCode | None:
+    """The function in an object file, and the jumps out of it."""
+    elf = ELFFile(BytesIO(file))
+    sections: dict[str, Any] = {section.name: section for section in elf.iter_sections()}
+    if any(name.startswith(".rodata") for name in sections):
+        return None
+    jumps = []
+    for item in sections[".rela.text"].iter_relocations():
+        name = sections[".symtab"].get_symbol(item["r_info_sym"]).name
+        if name not in exits or item["r_addend"] != -4:
+            return None
+        jumps.append((item["r_offset"] + 4, exits[name]))
+    return HostCode(sections[".text"].data(), jumps, rare)

@@ -6,6 +6,7 @@ return may lead to behind any call.  A jump out of the page, any other jalr, and
 doesn't know (smp/loopcode.py) leave it.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from mem.word import signed
 from smp.decode import BUCKET_ROWS, BUCKET_START, LIST, row_bucket
 from smp.row import ROWS, Kind, Row
 
-LIMIT = 400  # instructions looked at
+LIMIT = 800  # instructions looked at
 LONGEST = 128  # instructions of a loop: longer ones gain little over their blocks, and take LLVM long
 PAGE = 4096
 RA = 1
@@ -86,9 +87,12 @@ def find_loop(page: Page, head: int) -> dict[int, Block]:
     blocks = _blocks(instructions, leaders)
     if head not in blocks:
         return {}
-    inside = _reachable(blocks, head) & _reaching(blocks, head)
-    found = {pc: block for pc, block in blocks.items() if pc in inside}
-    return found if sum(len(block.instructions) for block in found.values()) <= LONGEST else {}
+    while found := _component(blocks, head):
+        if sum(len(block.instructions) for block in found.values()) <= LONGEST:
+            break
+        _cut_outermost(found)
+        blocks = found
+    return found
 
 
 def entries(blocks: dict[int, Block], head: int) -> list[int]:
@@ -122,9 +126,9 @@ def _next(instruction: Instruction) -> list[int]:
 def _explore(page: Page, head: int) -> tuple[dict[int, Instruction], set[int]]:
     """Everything reachable from `head` in the page, and where blocks begin."""
     found: dict[int, Instruction] = {}
-    leaders, waiting = {head}, [head]  # calls are taken to come back
+    leaders, waiting = {head}, deque([head])  # calls are taken to come back
     while waiting and len(found) < LIMIT:
-        pc = waiting.pop()
+        pc = waiting.popleft()
         if pc in found or not (instruction := page.decode(pc)):
             continue
         found[pc] = instruction
@@ -153,6 +157,19 @@ def _blocks(instructions: dict[int, Instruction], leaders: set[int]) -> dict[int
         block.successors = [pc for pc in following if pc in instructions]
         made[leader] = block
     return made
+
+
+def _component(blocks: dict[int, Block], head: int) -> dict[int, Block]:
+    """The strongly connected component that `head` is in; empty when nothing leads back to it."""
+    inside = _reachable(blocks, head) & _reaching(blocks, head)
+    return {pc: block for pc, block in blocks.items() if pc in inside}
+
+
+def _cut_outermost(blocks: dict[int, Block]) -> None:
+    """Take away the way back that goes farthest, of the outermost loop as compilers lay code out."""
+    back = [(block.pc - pc, block.pc, pc) for block in blocks.values() for pc in block.successors if pc in blocks]
+    _, source, target = max(back)
+    blocks[source].successors.remove(target)
 
 
 def _reachable(blocks: dict[int, Block], head: int) -> set[int]:

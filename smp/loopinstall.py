@@ -4,39 +4,45 @@ from mem.atomics import load64, memory_copy, spin_lock, spin_unlock, store64
 from mem.native import native, ref
 from mem.regions import CODE, CODE_ALIAS, CODE_TABLE
 from smp.codecache import CodePage, CodeTable, copy_of, enter_block, lookup, page_record
-from smp.hart import FP_ALLOWED
-from smp.loopcode import LEFT as LEFT_THE_LOOP
+from smp.hart import Hart
+from smp.loopcode import ANYWHERE, FAR, LOOK, MISS
 from smp.templates import cursor
 from smp.translate import (
     BLOCK_ROOM,
-    FP_INLINE,
-    LEFT_FIELD,
-    LOOP_STACK,
-    MXCSR,
+    PC_FIELD,
+    align_code,
     check_alarm,
+    emit_stubs,
     enough_room,
+    link_or_aim,
     probe_jumps,
-    save_pinned,
+    translate_some,
 )
 from smp.x86 import (
-    EQUAL,
+    GHC_ARGUMENTS,
     HART,
-    LEFT,
+    PINNED,
     RAX,
-    RDI,
-    RSI,
-    RSP,
+    RCX,
     aim,
+    align_jump,
     byte,
-    call_to,
     here,
-    jump_if,
+    indexed,
+    jump,
     jump_to,
     load_constant,
     op_mem,
     op_reg,
+    word32,
+    word64,
 )
-from smp.x86_sse import store_mxcsr
+
+WAY_ROOM = 512  # bytes that an entry or an exit takes at most
+ENTRY_FIELD, EXIT_FIELD = Hart.offset("loop_entry"), Hart.offset("loop_exit")
+NOT_PASSED = [(host, guest) for guest, host in PINNED.items() if host not in GHC_ARGUMENTS]
+assert len(NOT_PASSED) == 2
+((FIRST, FIRST_GUEST), (SECOND, SECOND_GUEST)) = NOT_PASSED
 
 
 @native
@@ -53,11 +59,16 @@ def copy_page(page: int, version: int, to: int) -> int:
 
 
 @native
-def put_code(source: int, size: int) -> int:
-    """Copy a function into the cache; gives where it executes, or 0.  Under the lock until `finish_install`."""
+def put_code(source: int, size: int, ways: int, page: int, version: int) -> int:
+    """Copy a function with so many entries and exits into the cache; gives where it executes, or 0.
+
+    0 when there is no room, or the page has another version by now.  Under the lock until `finish_install`.
+    """
     t = CodeTable.at(CODE_TABLE)
     spin_lock(ref(t.lock))
-    if not enough_room() or t.asm.out + size + BLOCK_ROOM > t.end:
+    at = page_record(page)
+    room = enough_room() and t.asm.out + size + ways * WAY_ROOM + BLOCK_ROOM <= t.end
+    if not room or at == 0 or CodePage.at(at).version != version:
         spin_unlock(ref(t.lock))
         return 0
     a = t.asm
@@ -70,35 +81,76 @@ def put_code(source: int, size: int) -> int:
 
 
 @native
+def not_passed(opcode: int) -> None:
+    """Store (0x89) to the record, or load (0x8B), the two pinned registers that are not the function's arguments."""
+    op_mem(1, opcode, FIRST, HART, FIRST_GUEST * 8)
+    op_mem(1, opcode, SECOND, HART, SECOND_GUEST * 8)
+
+
+@native
 def enter_loop(function: int, index: int, ppc: int, vpc: int, version: int) -> None:
-    """A block that calls the loop's function; it takes the place of the block of this pc, in which it is a jump."""
-    a = cursor()
-    while a.out & 15:
-        byte(0x90)
+    """A block that goes to the loop's function; it takes the place of the block of this pc, in which it is a jump."""
+    align_code()
     start = here()
     rings = check_alarm()
-    save_pinned(0)
-    op_mem(1, 0x89, LEFT, HART, LEFT_FIELD)
-    op_mem(1, 0x89, RSP, HART, LOOP_STACK)
-    op_reg(1, 0x8B, RDI, HART)
-    load_constant(RSI, index)
-    call_to(function)
-    op_mem(0, 0x83, 4, HART, FP_INLINE)  # LLVM may have used the floating-point registers
-    byte(FP_ALLOWED)
-    op_reg(0, 0x83, 7, RAX)
-    byte(LEFT_THE_LOOP)
-    left = jump_if(EQUAL)
-    op_mem(1, 0x8B, LEFT, HART, LEFT_FIELD)
-    save_pinned(1)
-    probe_jumps()
-    aim(left, here())
-    store_mxcsr(MXCSR)
-    jump_to(a.bare_exit)
+    not_passed(0x89)
+    op_mem(1, 0xC7, 0, HART, ENTRY_FIELD)
+    word32(index)
+    jump_to(function)
     aim(rings, here())
     load_constant(RAX, vpc)
-    jump_to(a.leave)
+    jump_to(cursor().leave)
     replace(lookup(ppc, vpc, version), start)
     enter_block(ppc, vpc, version, start)
+
+
+@native
+def leave_loop(kind: int, ppc: int, vpc: int, version: int) -> int:
+    """Code that a loop's function leaves by (smp/loopcode.py:Exit); gives where it begins."""
+    a = cursor()
+    start = here()
+    not_passed(0x8B)
+    if kind == MISS:
+        # Not the block of this pc: it may be the loop, which would come here again.
+        translate_some(ppc, vpc, version, 1)
+    elif kind == LOOK:
+        load_constant(RAX, vpc)
+        jump_to(a.leave)
+    elif kind == ANYWHERE:
+        op_mem(1, 0x8B, RAX, HART, PC_FIELD)
+        probe_jumps()
+    elif kind == FAR:
+        load_constant(RAX, vpc)
+        probe_jumps()
+    else:
+        a.pc = vpc
+        a.page = ppc & ~0xFFF
+        a.stubs = 0
+        a.first_pc = 0
+        a.version = version
+        align_jump(1)
+        link_or_aim(jump(), vpc)
+        emit_stubs()
+    return start
+
+
+@native
+def leave_rarely(exits: int) -> int:
+    """The way to all rare exits: jumps by a table in front of it, the first exit's last; gives where it begins."""
+    for _ in range(exits):
+        word64(0)
+    start = here()
+    op_mem(1, 0x8B, RAX, HART, EXIT_FIELD)
+    op_reg(1, 0xF7, 3, RAX)
+    load_constant(RCX, start)
+    indexed(0, 0xFF, 4, RCX, RAX, 3)
+    return start
+
+
+@native
+def set_rare(rarely: int, index: int, place: int) -> None:
+    """Where one of the rare exits goes."""
+    store64(rarely - 8 * (index + 1) + CODE_ALIAS, place)
 
 
 @native

@@ -8,13 +8,13 @@ from typing import Any, NoReturn
 from llvmlite import binding as llvm
 
 from mem.machine import machine
-from mem.regions import CODE_TABLE, HOT
-from smp.codecache import CodeTable
+from mem.regions import HOT
 from smp.hot import HotBlock, HotBlocks, take_request
-from smp.loopcode import LoopCode, compile_loop, is_known
+from smp.loopcode import HostCode, LoopCode, compile_loop, is_known
 from smp.loopfinder import PAGE, Page, entries, find_loop
-from smp.loopinstall import copy_page, enter_loop, finish_install, put_code
+from smp.loopinstall import copy_page, enter_loop, finish_install, leave_loop, leave_rarely, put_code, set_rare
 from smp.process import depend_on
+from smp.x86 import aim
 
 
 def run_optimizer(supervisor: int, fd: int) -> NoReturn:
@@ -51,18 +51,30 @@ class Optimizer:
         if not blocks:
             return False
         starts = entries(blocks, vpc)
-        code = compile_loop(LoopCode(blocks, starts, CodeTable.at(CODE_TABLE).asm.loop_access).emit(), self.target)
-        if not code:
+        code = compile_loop(LoopCode(blocks, starts), self.target)
+        if not code or not install(code, starts, ppc, vpc, version):
             return False
-        source = ctypes.create_string_buffer(code, len(code))
-        function = put_code(ctypes.addressof(source), len(code))
-        if function == 0:
-            return False
-        for index, start in enumerate(starts):
-            enter_loop(function, index, ppc - vpc + start, start, version)
-        finish_install()
         self.done |= {(ppc - vpc + i.pc, i.pc, version) for block in blocks.values() for i in block.instructions}
         return True
+
+
+def install(code: HostCode, starts: list[int], ppc: int, vpc: int, version: int) -> bool:
+    """Put a loop into the cache: its function, the ways out, the blocks that enter it; False when it can't be."""
+    source, ways = ctypes.create_string_buffer(code.text), {way for _, way in code.jumps if way} | set(code.rare)
+    address, size = ctypes.addressof(source), len(code.text)
+    function = put_code(address, size, len(starts) + len(ways), ppc & ~(PAGE - 1), version)
+    if function == 0:
+        return False
+    places = {way: leave_loop(way.kind, ppc - vpc + way.pc, way.pc, version) for way in ways}
+    rarely = leave_rarely(len(code.rare))
+    for index, way in enumerate(code.rare):
+        set_rare(rarely, index, places[way])
+    for site, exit in code.jumps:
+        aim(function + site, places[exit] if exit else rarely)
+    for index, start in enumerate(starts):
+        enter_loop(function, index, ppc - vpc + start, start, version)
+    finish_install()
+    return True
 
 
 def position_independent_target() -> Any:

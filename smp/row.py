@@ -12,6 +12,7 @@ which operands it takes: rs1, rs2, rs3, imm, pc, rd (the old value), fs1.., valu
 to the kind.  Everything else (living definition, interpreter, disassembler) is derived from the rows.
 """
 
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -117,7 +118,12 @@ class Row:
 
     def parameters(self) -> tuple[str, ...]:
         """The operands that the meaning takes."""
-        return tuple(inspect.signature(self.meaning).parameters) if self.meaning else ()
+        return _parameters(self.meaning) if self.meaning else ()
+
+
+@functools.cache
+def _parameters(meaning: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(meaning).parameters)
 
 
 ROWS: dict[str, Row] = {}

@@ -21,7 +21,6 @@ from smp.x86 import (
     LESS,
     NOT_EQUAL,
     PIN,
-    R12,
     R13,
     RAX,
     RBP,
@@ -142,7 +141,7 @@ def t_immediate(s: Slot, digit: int, extra: int) -> None:
         load_constant(d, imm)
     else:
         from_host = PIN[s.rs1]
-        if digit == 0 and d != RAX and from_host not in (IN_MEMORY, R12, d) and imm:
+        if digit == 0 and d != RAX and from_host not in (IN_MEMORY, d) and imm:
             op_mem(1, 0x8D, d, from_host, imm)
         else:
             get(d, s.rs1)
@@ -159,7 +158,7 @@ def t_addiw(s: Slot, op: int, extra: int) -> None:
         extend(s, source(s.rs1, RAX))
         return
     from_host = PIN[s.rs1]
-    if d != RAX and from_host not in (IN_MEMORY, R12, d):
+    if d != RAX and from_host not in (IN_MEMORY, d):
         op_mem(0, 0x8D, d, from_host, imm)
     else:
         get_word(d, s.rs1)
@@ -403,7 +402,7 @@ def effective_address(s: Slot) -> None:
     """rax = rs1 + imm."""
     imm = sext32(s.imm)
     host = PIN[s.rs1]
-    if host not in (IN_MEMORY, R12) and imm:
+    if host != IN_MEMORY and imm:
         op_mem(1, 0x8D, RAX, host, imm)
     else:
         get(RAX, s.rs1)

@@ -107,7 +107,7 @@ MAX_INSTRUCTIONS = 64
 BLOCK_ROOM = 16384  # bytes that a block and its stubs can take at most
 
 LOAD_DOUBLE = LOAD[0]
-LINK_PAGE, LOOP_STACK = Hart.offset("link_page"), Hart.offset("loop_stack")
+LINK_PAGE = Hart.offset("link_page")
 LEFT_FIELD, PC_FIELD, LINK_FIELD, JUMPS, ALARM = (Hart.offset(n) for n in ("left", "pc", "link", "jumps", "alarm"))
 MXCSR, HOST_MXCSR, FP_INLINE, F = (Hart.offset(n) for n in ("mxcsr", "host_mxcsr", "fp_inline", "f"))
 CONDITIONS = {"beq": EQUAL, "bne": NOT_EQUAL, "blt": LESS, "bge": NOT_LESS, "bltu": BELOW, "bgeu": NOT_BELOW}
@@ -344,16 +344,35 @@ def translate_block(ppc: int, vpc: int, version: int) -> int:
 
     AGAIN when the cache is full.
     """
-    a = cursor()
     if not enough_room():
         return AGAIN
-    while a.out & 15:
+    align_code()
+    code = translate_some(ppc, vpc, version, MAX_INSTRUCTIONS)
+    if code:
+        t = CodeTable.at(CODE_TABLE)
+        t.blocks_made += 1
+        t.instructions += t.asm.count
+        t.used = t.asm.out - CODE
+        enter_block(ppc, vpc, version, code)
+    return code
+
+
+@native
+def align_code() -> None:
+    while here() & 15:
         byte(0x90)
+
+
+@native
+def translate_some(ppc: int, vpc: int, version: int, limit: int) -> int:
+    """Code of a block of at most `limit` instructions; 0 when not even one can be translated."""
+    a = cursor()
     a.start = here()
     a.pc = vpc
     a.page = ppc & ~0xFFF
     a.text = text_of(ppc)
     a.count = 0
+    a.limit = limit
     a.stubs = 0
     a.window_end = 0
     a.fused = 0
@@ -370,11 +389,6 @@ def translate_block(ppc: int, vpc: int, version: int) -> int:
     if a.site:
         end_segment()
     emit_stubs()
-    t = CodeTable.at(CODE_TABLE)
-    t.blocks_made += 1
-    t.instructions += a.count
-    t.used = a.out - CODE
-    enter_block(ppc, vpc, version, a.start)
     return a.start
 
 
@@ -394,7 +408,7 @@ def translate_body() -> int:
             return 1
         a.pc += length
         a.text += length
-        if a.text & 0xFFF == 0 or a.count >= MAX_INSTRUCTIONS:
+        if a.text & 0xFFF == 0 or a.count >= a.limit:
             break
     if a.count == 0:
         return 0
@@ -604,28 +618,6 @@ def make_call(function: int) -> int:
 
 
 @native
-def make_loop_access(function: int) -> int:
-    """Code that a loop's function calls for `access`, with its arguments.
-
-    When the hart must leave, that function is not returned to: the cache may have been emptied during the call.
-    """
-    start = here()
-    byte(0x50 | RDI)
-    load_constant(RAX, function)
-    op_reg(0, 0xFF, 2, RAX)
-    byte(0x58 | RDI)
-    op_reg(1, 0x85, RAX, RAX)
-    out = jump_if(NOT_EQUAL)
-    byte(0xC3)
-    aim(out, here())
-    op_reg(1, 0x8B, HART, RDI)
-    op_mem(1, 0x8B, RSP, HART, LOOP_STACK)
-    store_mxcsr(MXCSR)
-    jump_to(cursor().bare_exit)
-    return start
-
-
-@native
 def prepare_cache(code_bytes: int) -> None:
     """Put the fixed pieces at the start of a cache of this size; once, by the supervisor."""
     t = CodeTable.at(CODE_TABLE)
@@ -665,7 +657,6 @@ def prepare_cache(code_bytes: int) -> None:
     pop_all()
     a.call_access = make_call(address_of(0))
     a.call_step = make_call(address_of(1))
-    a.loop_access = make_loop_access(address_of(0))
     a.load_fp = here()
     load_pinned_fp()
     for n in range(SYSTEM_CALLS):

@@ -15,7 +15,9 @@ HART, LEFT = R15, R14  # the hart record; instructions left of the quantum
 IN_MEMORY = 255
 
 # Guest registers that live in host registers: what compilers use most.
-PINNED = {2: RBX, 8: RBP, 9: R12, 10: RSI, 11: RDI, 12: R8, 13: R9, 14: R10, 15: R11, 16: R13}
+PINNED = {2: RBX, 8: RBP, 9: R10, 10: RSI, 11: RDI, 12: R8, 13: R9, 14: R12, 15: R13, 16: R11}
+# In what order LLVM's calling convention ghccc passes words; r10 and r11 are not among them.
+GHC_ARGUMENTS = (R13, RBP, R12, RBX, R14, RSI, RDI, R8, R9, R15)
 PIN = table("u8", [PINNED.get(g, IN_MEMORY) for g in range(64)])
 
 # Condition codes, as in Jcc and SETcc.
@@ -75,18 +77,20 @@ def op_reg(wide: int, opcode: int, reg: int, rm: int) -> None:
 
 @native
 def based(reg: int, base: int, displacement: int) -> None:
-    """ModRM and displacement of [base + displacement]; the base is not rsp or r12."""
-    if displacement + 128 < 256:
-        byte(0x40 | (reg & 7) << 3 | base & 7)
+    """ModRM and displacement of [base + displacement]."""
+    short = displacement + 128 < 256
+    byte((0x40 if short else 0x80) | (reg & 7) << 3 | base & 7)
+    if base & 7 == RSP:  # rsp and r12 are written with a SIB byte
+        byte(0x24)
+    if short:
         byte(displacement)
     else:
-        byte(0x80 | (reg & 7) << 3 | base & 7)
         word32(displacement)
 
 
 @native
 def op_mem(wide: int, opcode: int, reg: int, base: int, displacement: int) -> None:
-    """An instruction on a host register and [base + displacement]; the base is not rsp or r12."""
+    """An instruction on a host register and [base + displacement]."""
     prefixes(wide, opcode, reg, base)
     based(reg, base, displacement)
 

@@ -105,7 +105,7 @@ static u16 states(u16 sum) {
 
 u64 mix(int threads) {
   u16 sum = 0;
-  int rounds = size(10000, 300);
+  int rounds = size(60000, 300);
   (void)threads;
   seed = 1;
   start_clock();

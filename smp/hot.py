@@ -10,7 +10,7 @@ from mem.machine import Machine, kick
 from mem.native import native, ref
 from mem.regions import HOT, MACHINE
 
-SAMPLES = 1000  # of a quantum each: some 10 ms; the optimizer takes some 20 for a loop
+SAMPLES = 300  # of a quantum each: some 3 ms; the optimizer takes some 20 for a loop
 INDEX_SHIFT = 64 - 9
 BLOCKS = 1 << 9
 REQUESTS = 64

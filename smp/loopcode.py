@@ -31,6 +31,7 @@ X, PC, ENTRY, EXIT, ALARM, CELLS = (
     Hart.offset(n) for n in ("x", "pc", "loop_entry", "loop_exit", "alarm", "loop_cells")
 )
 RARELY = "rarely"
+EVEN, LIKELY = (1, 1), 8  # weights of branches
 DATA = Hart.offset("mmu") + Mmu.offset("data")
 GUEST_IN = {host: guest for guest, host in PINNED.items()}
 PASSED = {GUEST_IN[host]: index for index, host in enumerate(GHC_ARGUMENTS) if host in GUEST_IN}
@@ -47,6 +48,7 @@ class Exit:
 
     kind: int
     pc: int
+    not_run: int = 0  # instructions that the block took off the quantum, to be put back
 
 
 @dataclass
@@ -138,16 +140,16 @@ class LoopCode:
             chosen = self.entry.switch(self._field(ENTRY).v, first)
         for index, pc in enumerate(self.entries):
             chosen.add_case(const(index), self.places[pc])
+        chosen.set_weights([1000] + [1] * len(self.entries))
         return self.module
 
     def read(self, number: int) -> V:
         return self.x[number].get() if number else V(const(0))
 
-    def split(self, condition: Any, likely: bool = True) -> ir.Block:
+    def split(self, condition: Any, weights: tuple[int, int] = (2000, 1)) -> ir.Block:
         """Go on where the condition holds; gives the block where it does not."""
         yes, no = (self.function.append_basic_block() for _ in range(2))
-        made = builder().cbranch(truth(condition), yes, no)
-        made.set_weights([2000, 1] if likely else [1, 1])
+        builder().cbranch(truth(condition), yes, no).set_weights(weights)
         builder().position_at_end(yes)
         return no
 
@@ -155,41 +157,31 @@ class LoopCode:
 
     def block(self, block: Block) -> None:
         """A block of the loop: the look around where control comes back, its instructions, and where it goes on."""
-        if block.pc == self.entries[0]:
-            self.look_around(block.pc)
         self.take(block)
         for index, instruction in enumerate(block.instructions):
             self.instruction(instruction, len(block.instructions) - index, block.successors)
         if not builder().block.is_terminated:
             self.go(block.end)
 
-    def look_around(self, pc: int) -> None:
-        """Leave when the alarm rings."""
-        alarm = self._field(ALARM)
-        rings = builder().load_atomic(pointer(alarm, INT_OF_BYTES[4]), "monotonic", 4, typ=INT_OF_BYTES[4])
-        stop = self.split(V(builder().zext(rings, I64)) == 0)
-        with emitting(ir.IRBuilder(stop)):
-            self.rare_exit(LOOK, pc)
-
     def take(self, block: Block) -> None:
         """Take the block's instructions off the quantum; where control comes back leave when there are too few."""
         left = self.left.get() - len(block.instructions)
+        self.left.set(left)
         if block.pc in self.entries:
             stop = self.split(V(builder().zext(builder().icmp_signed(">=", left.v, const(0)), I64)))
             with emitting(ir.IRBuilder(stop)):
-                self.rare_exit(LOOK, block.pc)
-        self.left.set(left)
+                self.rare_exit(Exit(LOOK, block.pc, len(block.instructions)))
+            self.left.set(V(builder().asm(ir.FunctionType(I64, [I64]), "", "=r,0", [left.v], side_effect=False)))
 
     def go(self, pc: int) -> None:
         """On to a known pc."""
         if pc in self.places:
             builder().branch(self.places[pc])
         else:
-            self.exit(FAR if (pc ^ self.entries[0]) >> 12 else GO, pc)
+            self.exit(Exit(FAR if (pc ^ self.entries[0]) >> 12 else GO, pc))
 
-    def exit(self, kind: int, pc: int) -> None:
+    def exit(self, way: Exit) -> None:
         """Leave, by a jump that is aimed later."""
-        way = Exit(kind, pc)
         if way not in self.exits:
             block, name = self.function.append_basic_block("exit"), f"exit{len(self.exits)}"
             self.exits[way] = block, name
@@ -197,9 +189,8 @@ class LoopCode:
                 self.leave(name)
         builder().branch(self.exits[way][0])
 
-    def rare_exit(self, kind: int, pc: int) -> None:
+    def rare_exit(self, way: Exit) -> None:
         """Leave, by a jump that all rare ways out have in common: they are many, and would be most of the code."""
-        way = Exit(kind, pc)
         if way not in self.rare:
             self.rare.append(way)
         store(self.hart + EXIT, self.rare.index(way) + 1, 8)
@@ -226,7 +217,7 @@ class LoopCode:
             case Kind.LOAD | Kind.STORE:
                 self.memory(i, not_run)
             case Kind.BRANCH:
-                other = self.split(self.meaning(i), likely=False)
+                other = self.split(self.meaning(i), self.weights(i))
                 self.go(i.target)
                 builder().position_at_end(other)
             case Kind.JAL:
@@ -237,11 +228,18 @@ class LoopCode:
                 self.link(i)
                 for pc in successors if is_return(i) else []:
                     if pc in self.places:
-                        other = self.split(target == pc, likely=False)
+                        other = self.split(target == pc, EVEN)
                         self.go(pc)
                         builder().position_at_end(other)
                 store(self.hart + PC, target, 8)
-                self.exit(ANYWHERE, 0)
+                self.exit(Exit(ANYWHERE, 0))
+
+    def weights(self, i: Instruction) -> tuple[int, int]:
+        """How often a branch may be taken, and not: loops go on, as far as one knows."""
+        behind = i.pc + i.length
+        if i.target not in self.places or behind not in self.places:
+            return (LIKELY, 1) if i.target in self.places else (1, LIKELY)
+        return (LIKELY, 1) if i.target <= i.pc else EVEN
 
     def link(self, i: Instruction) -> None:
         if i.fields["rd"]:
@@ -272,8 +270,7 @@ class LoopCode:
             store(cell + 8, V(builder().load(pointer(entry + 8, I64), typ=I64)), 8)
             builder().branch(hit)
         with emitting(ir.IRBuilder(miss)):
-            self.left.set(self.left.get() + not_run)
-            self.rare_exit(MISS, i.pc)
+            self.rare_exit(Exit(MISS, i.pc, not_run))
         self.touch(i, address + V(builder().load(pointer(cell + 8, I64), typ=I64)))
 
     def touch(self, i: Instruction, host: V) -> None:

@@ -15,7 +15,7 @@ from smp.decode import BUCKET_ROWS, BUCKET_START, LIST, row_bucket
 from smp.row import ROWS, Kind, Row
 
 LIMIT = 800  # instructions looked at
-LONGEST = 128  # instructions of a loop: longer ones gain little over their blocks, and take LLVM long
+LONGEST = 64  # instructions of a loop: longer ones gain little over their blocks, and take LLVM long
 PAGE = 4096
 RA = 1
 
@@ -63,9 +63,16 @@ class Page:
 
     def __init__(self, data: bytes, vpc: int, extensions: int, known: Callable[[Row], bool]) -> None:
         self.data, self.base, self.known, self.extensions = data, vpc & ~(PAGE - 1), known, extensions
+        self.decoded: dict[int, Instruction | None] = {}
+
+    def at(self, pc: int) -> Instruction | None:
+        """The instruction at a pc of this page, or None where the loop is left: unknown, or across the page's end."""
+        if pc not in self.decoded:
+            self.decoded[pc] = self.decode(pc)
+        return self.decoded[pc]
 
     def decode(self, pc: int) -> Instruction | None:
-        """The instruction at a pc of this page, or None where the loop is left: unknown, or across the page's end."""
+        """`at`, when it is first asked for."""
         at = pc - self.base
         if not 0 <= at <= PAGE - 2:
             return None
@@ -101,6 +108,11 @@ def entries(blocks: dict[int, Block], head: int) -> list[int]:
     return [head, *sorted(backward - {head})]
 
 
+def outermost(blocks: dict[int, Block]) -> int:
+    """Where the way back leads that goes farthest: the head of the outermost loop as compilers lay code out."""
+    return _farthest_back(blocks)[1]
+
+
 def is_call(instruction: Instruction) -> bool:
     return instruction.row.kind is Kind.JAL and instruction.fields["rd"] == RA
 
@@ -129,7 +141,7 @@ def _explore(page: Page, head: int) -> tuple[dict[int, Instruction], set[int]]:
     leaders, waiting = {head}, deque([head])  # calls are taken to come back
     while waiting and len(found) < LIMIT:
         pc = waiting.popleft()
-        if pc in found or not (instruction := page.decode(pc)):
+        if pc in found or not (instruction := page.at(pc)):
             continue
         found[pc] = instruction
         following = _next(instruction)
@@ -167,9 +179,13 @@ def _component(blocks: dict[int, Block], head: int) -> dict[int, Block]:
 
 def _cut_outermost(blocks: dict[int, Block]) -> None:
     """Take away the way back that goes farthest, of the outermost loop as compilers lay code out."""
-    back = [(block.pc - pc, block.pc, pc) for block in blocks.values() for pc in block.successors if pc in blocks]
-    _, source, target = max(back)
+    source, target = _farthest_back(blocks)
     blocks[source].successors.remove(target)
+
+
+def _farthest_back(blocks: dict[int, Block]) -> tuple[int, int]:
+    back = [(block.pc - pc, block.pc, pc) for block in blocks.values() for pc in block.successors if pc in blocks]
+    return max(back)[1:]
 
 
 def _reachable(blocks: dict[int, Block], head: int) -> set[int]:

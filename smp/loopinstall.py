@@ -21,6 +21,7 @@ from smp.translate import (
 from smp.x86 import (
     GHC_ARGUMENTS,
     HART,
+    LEFT,
     PINNED,
     RAX,
     RCX,
@@ -28,6 +29,7 @@ from smp.x86 import (
     align_jump,
     byte,
     here,
+    immediate,
     indexed,
     jump,
     jump_to,
@@ -105,10 +107,12 @@ def enter_loop(function: int, index: int, ppc: int, vpc: int, version: int) -> N
 
 
 @native
-def leave_loop(kind: int, ppc: int, vpc: int, version: int) -> int:
+def leave_loop(kind: int, not_run: int, ppc: int, vpc: int, version: int) -> int:
     """Code that a loop's function leaves by (smp/loopcode.py:Exit); gives where it begins."""
     a = cursor()
     start = here()
+    if not_run:
+        immediate(1, 0, LEFT, not_run)
     not_passed(0x8B)
     if kind == MISS:
         # Not the block of this pc: it may be the loop, which would come here again.

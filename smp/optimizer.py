@@ -1,6 +1,7 @@
 """The optimizer's process: loops that harts are busy with are compiled by LLVM and put into the code cache."""
 
 import ctypes
+import functools
 import os
 import time
 from typing import Any, NoReturn
@@ -44,10 +45,8 @@ class Optimizer:
 
     def optimize(self, ppc: int, vpc: int, version: int) -> bool:
         """Compile and install the loop that holds this pc; whether there was one."""
-        data = ctypes.create_string_buffer(PAGE)
-        if not copy_page(ppc & ~(PAGE - 1), version, ctypes.addressof(data)):
-            return False
-        blocks = find_loop(Page(data.raw, vpc, machine().extensions, is_known), vpc)
+        page = page_of(ppc & ~(PAGE - 1), vpc & ~(PAGE - 1), version)
+        blocks = find_loop(page, vpc) if page else {}
         if not blocks:
             return False
         starts = entries(blocks, vpc)
@@ -58,6 +57,15 @@ class Optimizer:
         return True
 
 
+@functools.lru_cache(maxsize=64)
+def page_of(ppc: int, vpc: int, version: int) -> Page | None:
+    """A page of this version; None when it has another by now."""
+    data = ctypes.create_string_buffer(PAGE)
+    if not copy_page(ppc, version, ctypes.addressof(data)):
+        return None
+    return Page(data.raw, vpc, machine().extensions, is_known)
+
+
 def install(code: HostCode, starts: list[int], ppc: int, vpc: int, version: int) -> bool:
     """Put a loop into the cache: its function, the ways out, the blocks that enter it; False when it can't be."""
     source, ways = ctypes.create_string_buffer(code.text), {way for _, way in code.jumps if way} | set(code.rare)
@@ -65,7 +73,7 @@ def install(code: HostCode, starts: list[int], ppc: int, vpc: int, version: int)
     function = put_code(address, size, len(starts) + len(ways), ppc & ~(PAGE - 1), version)
     if function == 0:
         return False
-    places = {way: leave_loop(way.kind, ppc - vpc + way.pc, way.pc, version) for way in ways}
+    places = {way: leave_loop(way.kind, way.not_run, ppc - vpc + way.pc, way.pc, version) for way in ways}
     rarely = leave_rarely(len(code.rare))
     for index, way in enumerate(code.rare):
         set_rare(rarely, index, places[way])

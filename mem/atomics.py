@@ -79,6 +79,7 @@ def compare_exchange(address: Any, expected: Any, desired: Any, size: int) -> V:
     return _widen(builder().extract_value(pair, 0), size)
 
 
+aload16 = macro(lambda a: atomic_load(a, 2))
 aload32 = macro(lambda a: atomic_load(a, 4))
 aload64 = macro(lambda a: atomic_load(a, 8))
 astore32 = macro(lambda a, v: atomic_store(a, v, 4))

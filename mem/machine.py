@@ -2,9 +2,10 @@
 
 from mem import regions
 from mem.atomics import cas32, fetch_or32, load32, write_fd
-from mem.layout import Layout, layout, u32, u64
+from mem.layout import Layout, layout, many, u32, u64
 from mem.mailbox import ALARM_STOP, alarm
 from mem.native import native, ref
+from mem.regions import IO_PROCESSES
 
 RUNNING, POWER_OFF, RESET, FAILED = range(4)
 
@@ -35,6 +36,8 @@ class Machine(Layout):
     check: u32  # 1 when the interpreter checks the translator
     optimizer_fd: u32  # eventfd that wakes the optimizer, 0 when there is none
     one: u64  # 1, what a kick writes
+    iothread_fd: list[u32] = many(IO_PROCESSES)  # as io_fd, for the I/O process of this number; that of 0 is unused
+    iothread_asleep: list[u32] = many(IO_PROCESSES)
 
 
 def machine() -> Machine:
@@ -52,6 +55,9 @@ def end_machine(why: int, code: int) -> None:
         alarm(hart, ALARM_STOP)
     kick(m.supervisor_fd)
     kick(m.io_fd)
+    for number in range(1, IO_PROCESSES):
+        if m.iothread_fd[number]:
+            kick(m.iothread_fd[number])
 
 
 @native
@@ -69,6 +75,17 @@ def kick_io() -> None:
     m = Machine.at(regions.MACHINE)
     if fetch_or32(ref(m.io_asleep), 0):
         kick(m.io_fd)
+
+
+@native
+def kick_io_process(number: int) -> None:
+    """The same for the I/O process of this number."""
+    if number == 0:
+        kick_io()
+        return
+    m = Machine.at(regions.MACHINE)
+    if fetch_or32(ref(m.iothread_asleep[number]), 0):
+        kick(m.iothread_fd[number])
 
 
 @native

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from mem import memmap
 
 MAX_HARTS = 128
+IO_PROCESSES = 8  # at most; number 0 is the one that has the UART
 PAGE = 4096
 
 # The table: host addresses.  Each record type says in its own file what lies there.

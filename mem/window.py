@@ -9,6 +9,7 @@ from enum import IntEnum
 
 from mem import regions
 from mem.atomics import (
+    aload16,
     aload32,
     aload64,
     astore32,
@@ -27,7 +28,7 @@ from mem.atomics import (
 )
 from mem.layout import Layout, layout, line_aligned, many, u8, u32, u64
 from mem.log import LOG_GUEST_ERRORS, WRONG_SIZE, log
-from mem.machine import is_ending, kick_io
+from mem.machine import is_ending, kick_io_process
 from mem.mailbox import RUNNING, SLEEPING, mailbox, relax
 from mem.memmap import VIRTIO_SLOTS
 from mem.native import native, ref
@@ -76,7 +77,8 @@ class Window(Layout):
     registers: list[u32] = many(64)  # device id 0 makes the slot empty; InterruptStatus is touched by atomics only
     config: list[u8] = many(CONFIG_BYTES)
     notify: u64  # bit n: the driver notified queue n
-    pad: list[u64] = many(7)
+    owner: u64  # number of the I/O process that serves the slot
+    pad: list[u64] = many(6)
 
 
 @line_aligned
@@ -95,11 +97,21 @@ class WindowRequest(Layout):
 @line_aligned
 @layout
 class WindowWork(Layout):
-    """Where the I/O process looks for what has been asked of it."""
+    """Where an I/O process looks for what has been asked of it; one a process."""
 
     notified: u64  # bit n: window n has notified queues
     asked: list[u64] = many(2)  # bit n: hart n's request is to be served
     pad: list[u64] = many(5)
+
+
+@layout
+class RingWatch(Layout):
+    """A word of a ring that an I/O process polls: it has work when the masked bits are `value`, or are not."""
+
+    place: u64  # host address of 16 bits
+    mask: u64
+    value: u64
+    equal: u64  # 1: work when they are the value; 0: when they differ
 
 
 IDLE, ASKED = range(2)
@@ -110,13 +122,19 @@ SPINS = 200  # turns of waiting before a hart sleeps: the I/O process answers wi
 assert Window.offset("config") == Register.CONFIG
 assert VIRTIO_SLOTS * Window.sizeof() <= REQUESTS - regions.WINDOWS
 assert regions.MAX_HARTS * WindowRequest.sizeof() <= WORK - REQUESTS
-assert WORK + WindowWork.sizeof() <= regions.RESERVATIONS
+assert WORK + regions.IO_PROCESSES * WindowWork.sizeof() <= regions.RESERVATIONS
 
 
 @native(inline=True)
 def window_at(slot: int) -> Window:
     """The window of a slot."""
     return Window.at(regions.WINDOWS + slot * Window.sizeof())
+
+
+@native(inline=True)
+def work_of(number: int) -> WindowWork:
+    """What is to be done by the I/O process of this number."""
+    return WindowWork.at(WORK + number * WindowWork.sizeof())
 
 
 @native
@@ -188,9 +206,10 @@ def _is_refused(offset: int, size: int) -> int:
 def _notify(slot: int, queue: int) -> None:
     """The locked `or` orders the driver's avail.idx before the bits; the I/O process takes them the other way round."""
     if queue < 64:
+        owner = window_at(slot).owner
         fetch_or64(ref(window_at(slot).notify), 1 << queue)
-        fetch_or64(ref(WindowWork.at(WORK).notified), 1 << slot)
-        kick_io()
+        fetch_or64(ref(work_of(owner).notified), 1 << slot)
+        kick_io_process(owner)
 
 
 @native(inline=True)
@@ -230,9 +249,9 @@ def _ask(hart: int, slot: int, offset: int, size: int, value: int) -> None:
     request.size = size
     request.value = value
     astore32(ref(request.state), ASKED)
-    work = WindowWork.at(WORK)
-    fetch_or64(ref(work.asked[hart >> 6]), 1 << (hart & 63))
-    kick_io()
+    owner = window_at(slot).owner
+    fetch_or64(ref(work_of(owner).asked[hart >> 6]), 1 << (hart & 63))
+    kick_io_process(owner)
     xchg32(activity, SLEEPING)
     spins = 0
     while aload32(ref(request.state)) == ASKED and is_ending() == 0:
@@ -248,29 +267,43 @@ def _ask(hart: int, slot: int, offset: int, size: int, value: int) -> None:
 
 
 @native
-def window_has_work() -> int:
-    """Whether a notify or a request waits to be taken."""
-    work = WindowWork.at(WORK)
+def window_has_work(number: int) -> int:
+    """Whether a notify or a request waits to be taken by the I/O process of this number."""
+    work = work_of(number)
     return (aload64(ref(work.notified)) | aload64(ref(work.asked[0])) | aload64(ref(work.asked[1]))) != 0
 
 
 @native
-def window_poll(place: int, value: int, timeout_ns: int) -> int:
-    """Spin until there is work or the u32 at `place` is not `value` any more; gives 0 when the time is over."""
+def ring_has_work(watch: int) -> int:
+    """Whether a driver has put something into the ring that a RingWatch is for."""
+    ring = RingWatch.at(watch)
+    differs = (aload16(ring.place) ^ ring.value) & ring.mask
+    return differs == 0 if ring.equal else differs != 0
+
+
+@native
+def window_poll(number: int, watches: int, count: int, place: int, value: int, timeout_ns: int) -> int:
+    """Spin until there is work, here or in one of the rings, or the u32 at `place` is not `value` any more.
+
+    Gives 0 when the time is over.
+    """
     deadline = now_ns() + timeout_ns
     spins = 0
     while now_ns() < deadline:
-        if window_has_work() or aload32(place) != value:
+        if window_has_work(number) or aload32(place) != value:
             return 1
+        for n in range(count):
+            if ring_has_work(watches + n * RingWatch.sizeof()):
+                return 1
         relax(spins)
         spins += 1
     return 0
 
 
 @native
-def window_take_notified() -> int:
-    """The windows notified since the last call, as bits."""
-    return xchg64(ref(WindowWork.at(WORK).notified), 0)
+def window_take_notified(number: int) -> int:
+    """The windows of this process that were notified since the last call, as bits."""
+    return xchg64(ref(work_of(number).notified), 0)
 
 
 @native
@@ -280,9 +313,9 @@ def window_take_queues(slot: int) -> int:
 
 
 @native
-def window_take_asked(word: int) -> int:
-    """The harts 64 * word to 64 * word + 63 whose requests are to be answered, as bits."""
-    return xchg64(ref(WindowWork.at(WORK).asked[word]), 0)
+def window_take_asked(number: int, word: int) -> int:
+    """The harts 64 * word to 64 * word + 63 whose requests are to be answered by this process, as bits."""
+    return xchg64(ref(work_of(number).asked[word]), 0)
 
 
 @native

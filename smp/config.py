@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mem.memmap import MAX_HARTS, RAM_MAX, RAM_MIN, VIRTIO_SLOTS
-from mem.regions import CODE_BYTES, PAGE
+from mem.regions import CODE_BYTES, IO_PROCESSES, PAGE
 from smp.cpu import ConfigError, CpuConfig, near, parse_cpu
 from smp.host import default_engine
 
@@ -98,6 +98,16 @@ class NetdevConfig:
 
 
 @dataclass(frozen=True)
+class IothreadConfig:
+    """An -object iothread. None where nothing was said; times are nanoseconds."""
+
+    id: str
+    poll_max_ns: int | None = None
+    poll_grow: int = 0
+    poll_shrink: int | None = None
+
+
+@dataclass(frozen=True)
 class MachineConfig:
     """Everything that is fixed when the machine starts. `bios` is 'default', 'none' or a file."""
 
@@ -117,6 +127,9 @@ class MachineConfig:
     netdevs: tuple[NetdevConfig, ...] = ()
     nics: tuple[tuple[NetdevConfig, DeviceConfig], ...] = ()
     objects: tuple[DeviceConfig, ...] = ()
+    iothreads: tuple[IothreadConfig, ...] = ()
+    spread: int = 0  # more I/O processes, to which devices go in turn
+    poll_max_ns: int | None = None
     backends: tuple[Any, ...] = ()  # virtio/device.py:Device that the caller has made
     serials: tuple[SerialConfig, ...] = (SerialConfig(),)
     chardevs: tuple[SerialConfig, ...] = ()
@@ -169,6 +182,7 @@ def check(config: MachineConfig) -> None:
     _check_shares(config)
     _check_consoles(config)
     _check_networks(config)
+    _check_iothreads(config)
     _check_engine(config)
     if config.log_file is not None:
         _check_output("-D", config.log_file)
@@ -377,6 +391,22 @@ def _check_networks(config: MachineConfig) -> None:
         _check_output("-object filter-dump,file", Path(dump.get("file")))
     _check_unique("-object id", [dump.get("id") for dump in config.objects])
     _check_unique("-object filter-dump,file", [os.path.realpath(dump.get("file")) for dump in config.objects])
+
+
+def _check_iothreads(config: MachineConfig) -> None:
+    ids = [iothread.id for iothread in config.iothreads]
+    _check_unique("-object iothread,id", ids)
+    for device in config.devices:
+        name = device.get("iothread")
+        if name and name not in ids:
+            raise ConfigError(
+                f"-device {device.driver},iothread={name}: no such iothread{near(name, ids)} "
+                f"(add -object iothread,id={name})"
+            )
+        if name and device.driver == NET_DEVICE:
+            raise ConfigError(f"-device {device.driver},iothread={name}: a card stays with its netdev; leave it out")
+    if (count := len(ids) + config.spread) > IO_PROCESSES - 1:
+        raise ConfigError(f"-object iothread, -machine iothreads: {count} are too many; {IO_PROCESSES - 1} at most")
 
 
 def _check_end(option: str, end: SerialConfig) -> None:

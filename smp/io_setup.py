@@ -11,6 +11,7 @@ from mem.memmap import VIRTIO_SLOTS
 from smp import user_backends
 from smp.config import DeviceConfig, DriveConfig, FsdevConfig, MachineConfig, SerialConfig
 from smp.cpu import ConfigError
+from smp.iothreads import assign
 from smp.net_setup import open_networks
 from smp.virtio_options import USERS, slot_of
 from virtio.blk import Block
@@ -48,7 +49,10 @@ def io_config(config: MachineConfig) -> IoConfig:
         user_backends.check(type(device).__name__, device)
         made.append((DeviceConfig(USERS), device))
     serial = chardev(config.serials[0], "serial0") if config.serials else Chardev()
-    return IoConfig(place(made), serial, others)
+    slots = place(made)
+    io = IoConfig({slot: device for slot, (_, device) in slots.items()}, serial, others)
+    assign(io, config, {slot: given for slot, (given, _) in slots.items()})
+    return io
 
 
 # Devices of one -device each; the others have functions of their own.
@@ -72,15 +76,15 @@ def ring_features(given: DeviceConfig, own: int) -> int:
     return own & ~off | on
 
 
-def place(made: list[Made]) -> dict[int, Device]:
+def place(made: list[Made]) -> dict[int, Made]:
     """A slot for each device: the one its bus names, or the first that is free."""
-    taken: dict[int, Device] = {}
+    taken: dict[int, Made] = {}
     for given, device in made:
         slot = slot_of(given.get("bus"))
         if slot in taken:
             raise ConfigError(f"-device {given.driver},bus={given.get('bus')}: is taken; choose another bus")
         if slot is not None:
-            taken[slot] = device
+            taken[slot] = given, device
     free = (slot for slot in range(VIRTIO_SLOTS) if slot not in taken)
     for given, device in made:
         if slot_of(given.get("bus")) is None:
@@ -89,7 +93,7 @@ def place(made: list[Made]) -> dict[int, Device]:
                 raise ConfigError(
                     f"-device: {len(made)} virtio devices do not fit in {VIRTIO_SLOTS} slots; take some away"
                 )
-            taken[slot] = device
+            taken[slot] = given, device
     return taken
 
 

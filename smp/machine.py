@@ -104,7 +104,7 @@ class Run:
     regions: Regions | None = None
     blocks: BlockText | None = None
     harts: list[Any] = field(default_factory=list)
-    io_process: Any = None
+    io_processes: list[Any] = field(default_factory=list)
     optimizer: Any = None
     fds: list[int] = field(default_factory=list)
     killed_by: int = 0
@@ -146,6 +146,9 @@ class Run:
         write_machine(self.config, boot, self.fds[0], self.fds[1], self.log_fd)
         if self.config.engine == "jit":
             machine().optimizer_fd = self.fds[2]
+        for number in range(1, len(self.io.polling)):
+            self.fds.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+            machine().iothread_fd[number] = self.fds[-1]
         if self.config.wants_blocks():
             self.blocks = BlockText(self.config, self.log_fd)
         write_ram(self.regions, boot)
@@ -162,8 +165,10 @@ class Run:
         gc.freeze()
         context = multiprocess.get_context("fork")
         self.started = time.monotonic()
-        self.io_process = context.Process(target=run_io, args=(self.io,), name="io")
-        self.io_process.start()
+        for number in range(len(self.io.polling)):
+            name = f"io {number}" if number else "io"
+            self.io_processes.append(context.Process(target=run_io, args=(self.io, number), name=name))
+            self.io_processes[-1].start()
         for number in range(self.config.harts):
             args = (number, os.getpid(), self.log_fd)
             hart = context.Process(target=run_hart_process, args=args, name=f"hart {number}")
@@ -189,8 +194,8 @@ class Run:
         why, code = m.ending, m.code
         if not self.join(self.harts, PATIENCE):
             return self.fail("a hart did not stop")
-        if not self.join([self.io_process], LAST_WORDS + PATIENCE) and not self.killed_by:
-            return self.fail("the I/O process did not stop")
+        if not self.join(self.io_processes, LAST_WORDS + PATIENCE) and not self.killed_by:
+            return self.fail("an I/O process did not stop")
         if self.config.stats:
             print_stats(self.config, time.monotonic() - self.started)
         return why, exit_status(code) if why == FAILED else 0
@@ -215,7 +220,7 @@ class Run:
 
     def everyone(self) -> list[Any]:
         """All processes that were started."""
-        return [p for p in [*self.harts, self.io_process, self.optimizer] if p is not None]
+        return [p for p in [*self.harts, *self.io_processes, self.optimizer] if p is not None]
 
     def stop_all(self) -> None:
         """Kill what still runs."""

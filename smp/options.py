@@ -17,6 +17,7 @@ from smp.config import (
     NO_FIRMWARE,
     DeviceConfig,
     DriveConfig,
+    IothreadConfig,
     MachineConfig,
     SerialConfig,
 )
@@ -70,10 +71,13 @@ NEEDED = {
 # One reader an option, in the order of the table --------------------------------------------------------------
 
 
+NUMBERS_OF_MACHINE = {"iothreads": "spread", "poll-max-ns": "poll_max_ns"}
+
+
 def read_machine(text: str) -> Fields:
     if text == "help":
         raise Help("Machines:\n  virt   QEMU's RISC-V virt board (default)")
-    given = pairs("-machine", text, "type", ("type", "dumpdtb", "dtb-randomness", "accel"))
+    given = pairs("-machine", text, "type", ("type", "dumpdtb", "dtb-randomness", "accel", *NUMBERS_OF_MACHINE))
     one_of("-machine", given.get("type", "virt"), ("virt",))
     fields: Fields = {}
     if "dumpdtb" in given:
@@ -82,6 +86,9 @@ def read_machine(text: str) -> Fields:
         fields["dtb_randomness"] = switch("-machine", "dtb-randomness", given["dtb-randomness"])
     if "accel" in given:
         read_accel(given["accel"])
+    for key, name in NUMBERS_OF_MACHINE.items():
+        if key in given:
+            fields[name] = number(f"-machine {key}", given[key])
     return fields
 
 
@@ -279,6 +286,21 @@ def each(name: str, read: Callable[[str], tuple[Any, ...]]) -> Callable[[str], F
     return lambda text: {name: read(text)}
 
 
+def read_any_object(text: str) -> Fields:
+    if split_commas(text)[0].removeprefix("qom-type=") == "iothread":
+        return {"iothreads": (read_iothread(text),)}
+    return {"objects": read_object(text)}
+
+
+def read_iothread(text: str) -> IothreadConfig:
+    names = ("poll-max-ns", "poll-grow", "poll-shrink")
+    given = pairs("-object", text, "qom-type", ("qom-type", "id", *names))
+    if not given.get("id"):
+        raise ConfigError(f"-object {text}: needs id=NAME")
+    counts = {key.replace("-", "_"): number(f"-object iothread,{key}", given[key]) for key in names if key in given}
+    return IothreadConfig(given["id"], **counts)
+
+
 def flag(**fields: Any) -> Callable[[str], Fields]:
     return lambda _: fields
 
@@ -298,8 +320,9 @@ class Option(NamedTuple):
 
 # fmt: off
 OPTIONS: tuple[Option, ...] = (
-    Option(("machine", "M"), "virt[,dumpdtb=FILE][,dtb-randomness=off]",
-           "the machine; dumpdtb writes its device tree and ends", read_machine),
+    Option(("machine", "M"), "virt[,dumpdtb=FILE][,dtb-randomness=off][,iothreads=N][,poll-max-ns=N]",
+           "the machine; dumpdtb writes its device tree and ends; iothreads: I/O processes besides the main one, "
+           "to which devices go in turn; poll-max-ns: for how long I/O processes spin", read_machine),
     Option(("cpu",), "rv64|max[,EXT=on|off...]", "the harts' ISA extensions; -cpu help lists them", read_cpu),
     Option(("smp",), "[cpus=]N[,sockets=S][,cores=C][,threads=T]", "number of harts, 1 to 128 (default 1)", read_smp),
     Option(("m",), "[size=]SIZE", "RAM: 512M, 2G, or a number of MiB (default 128M)", read_m),
@@ -327,8 +350,11 @@ OPTIONS: tuple[Option, ...] = (
     Option(("nic",), "none|user|tap|...[,model=virtio][,mac=ADDRESS][,PROPERTY=VALUE...]",
            "a -netdev and its card", each("nics", read_nic), True),
     Option(("net",), "none", "no network, as it is without this option", read_net),
-    Option(("object",), "filter-dump,id=ID,netdev=ID,file=FILE[,maxlen=BYTES][,queue=all|rx|tx]",
-           "write what passes a netdev to a file, as tcpdump does", each("objects", read_object), True),
+    Option(("object",), "filter-dump,id=ID,netdev=ID,file=FILE[,maxlen=BYTES][,queue=all|rx|tx]|"
+           "iothread,id=ID[,poll-max-ns=N]",
+           "filter-dump writes what passes a netdev to a file, as tcpdump does; iothread is an I/O process of its own "
+           "for the devices that name it, which spins for up to N ns before it sleeps (default 200000, 0: never)",
+           read_any_object, True),
     Option(("chardev",), "stdio|pty|null|fd,fd=N|file,path=FILE|socket,path=FILE[,server=on,wait=off],id=ID",
            "the host's end of a virtconsole; fd is output to a descriptor that the command was started with",
            read_chardev, True),

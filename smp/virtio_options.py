@@ -44,6 +44,7 @@ COMMON = RINGS | {
     "use-disabled-flag":      Property("of QEMU's migration, and of no consequence"),
     "x-disable-legacy-check": Property("of QEMU's migration, and of no consequence"),
     "bootindex":              Property("of firmware that asks QEMU, and of no consequence", ANY),
+    "iothread":               Property("id of the -object iothread whose process serves the device", ANY),
     "bus":                    Property(f"virtio-mmio-bus.N: the slot, 0 to {VIRTIO_SLOTS - 1}", ANY),
 }
 # Of a -pci name; none of them changes what a driver sees here.

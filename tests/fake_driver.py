@@ -329,7 +329,7 @@ class Rig:
     def notify(self, index: int = 0) -> None:
         """QueueNotify as a hart does it, and the I/O process's answer."""
         window_write(0, self.slot, Register.QUEUE_NOTIFY, 4, index)
-        assert window_take_notified() >> self.slot & 1
+        assert window_take_notified(0) >> self.slot & 1
         self.transport.notified(window_take_queues(self.slot))
 
     def interrupts(self) -> int:

@@ -25,23 +25,25 @@ def io_memory() -> Iterator[Ram]:
     opened = regions.open_regions(2, RAM_BYTES)
     m = machine()
     m.harts, m.ram_bytes, m.one = 2, RAM_BYTES, 1
-    m.io_fd, m.supervisor_fd = os.eventfd(0), os.eventfd(0)
+    m.io_fd, m.supervisor_fd, m.iothread_fd[1] = os.eventfd(0), os.eventfd(0), os.eventfd(0)
     try:
         yield Ram(opened.ram())
     finally:
         os.close(m.io_fd)
         os.close(m.supervisor_fd)
+        os.close(m.iothread_fd[1])
         opened.close()
 
 
-def fork_io(io: IoConfig) -> int:
+def fork_io(io: IoConfig, number: int = 0) -> int:
     """The I/O process; its exit status says whether an exception got out."""
-    io.prepare()
+    if number == 0:
+        io.prepare()
     child = os.fork()
     if child == 0:
         status = 3
         try:
-            run_io(io)
+            run_io(io, number)
             status = 0
         finally:
             os._exit(status)

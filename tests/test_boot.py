@@ -118,7 +118,7 @@ stty -F /dev/hvc0 raw -echo; echo "over hvc0" >/dev/hvc0; sleep 1
 """
 
 
-@pytest.mark.parametrize("rings", ["", ",packed=on", ",packed=on,event_idx=off,indirect_desc=off", ",in_order=on"])
+@pytest.mark.parametrize("rings", ["", ",packed=on", ",packed=on,event_idx=off,indirect_desc=off", ",iothread=t"])
 def test_disks_entropy_and_console_of_virtio(guest: Guest, tmp_path: Path, rings: str) -> None:
     source = random.Random(7)
     names = ("read", "written", "snapshot", "readonly")
@@ -134,6 +134,8 @@ def test_disks_entropy_and_console_of_virtio(guest: Guest, tmp_path: Path, rings
     for name in names:
         more += ["-drive", f"{files[name]},if=none,id={name}{properties.get(name, '')}"]
         more += ["-device", f"virtio-blk-device,drive={name}{rings}"]
+    if "iothread" in rings:
+        more += ["-object", "iothread,id=t,poll-max-ns=32768", "-M", "virt,iothreads=2"]
     log = run(guest, 2, DEVICES, *more)
     for disk, readonly in (("vda", 0), ("vdb", 0), ("vdc", 0), ("vdd", 1)):
         assert f"disk {disk} 2048 {readonly}\n" in log

@@ -100,7 +100,7 @@ def test_an_empty_slot_reads_as_nothing_and_ignores_writes(ram: Ram) -> None:
     assert [window_read(20, n, 4) for n in (0, 4, 8, 12)] == [0x74726976, 2, 0, 0]
     window_write(0, 20, Register.STATUS, 4, 1)
     window_write(0, 20, Register.QUEUE_NOTIFY, 4, 0)
-    assert not window_has_work()
+    assert not window_has_work(0)
 
 
 def test_registers_take_words_only(rig: Rig) -> None:
@@ -109,7 +109,7 @@ def test_registers_take_words_only(rig: Rig) -> None:
     window_write(0, rig.slot, Register.STATUS, 1, 1)
     window_write(0, rig.slot, Register.STATUS, 8, 1)
     window_write(0, rig.slot, Register.QUEUE_NOTIFY, 2, 0)
-    assert not window_has_work()
+    assert not window_has_work(0)
 
 
 def test_configuration_takes_every_size(rig: Rig) -> None:
@@ -179,6 +179,32 @@ def test_every_mix_of_ring_features_works(
         for queue in range(2):
             assert rig.ask(b"x", 8, queue=queue, indirect=bool(indirect) and n % 2 == 0) == (0, [bytes(8)])
     assert rig.interrupts() == 1
+
+
+@pytest.mark.parametrize("packed", [0, RING_PACKED])
+@pytest.mark.parametrize("event_index", [0, EVENT_IDX])
+def test_a_batch_interrupts_once(ram: Ram, packed: int, event_index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver is told when the device has gone through what there is, or when that takes long."""
+    device = Loop()
+    device.queue_sizes = (16, 16)
+    rig = Rig(ram, device).start(VERSION_1 | packed | event_index, size=16)
+    queue, raised = rig.transport.queues[1], []
+    queue.interrupt = lambda: raised.append(len(queue.outstanding))
+
+    def ask_for(count: int) -> int:
+        raised.clear()
+        if event_index:
+            rig.rings[1].want_interrupt()
+        for _ in range(count):
+            rig.rings[1].add(b"x")
+        rig.notify(1)
+        assert len(rig.rings[1].collect()) == count
+        return len(raised)
+
+    monkeypatch.setattr("virtio.queue.BATCH_NS", 10_000_000_000)
+    assert [ask_for(count) for count in (1, 7, 3)] == [1, 1, 1]
+    monkeypatch.setattr("virtio.queue.BATCH_NS", 0)
+    assert ask_for(5) == 1 if event_index else 5
 
 
 @pytest.mark.parametrize("packed", [0, RING_PACKED])
@@ -344,11 +370,11 @@ def test_a_register_write_waits_for_its_answer_as_a_sleeper(rig: Rig) -> None:
     """The hart counts as asleep meanwhile, so that nobody waits for it."""
     activity = Mailbox.at(regions.MAILBOXES + Mailbox.sizeof())
     with process(lambda: window_write(1, rig.slot, Register.STATUS, 4, 0x5)) as hart:
-        wait_for(window_has_work)
+        wait_for(lambda: window_has_work(0))
         time.sleep(0.05)
         assert activity.activity == SLEEPING
         assert os.waitpid(hart, os.WNOHANG)[0] == 0
-        assert window_take_asked(0) == 2
+        assert window_take_asked(0, 0) == 2
         request = WindowRequest.at(REQUESTS + WindowRequest.sizeof())
         assert (request.slot, request.register, request.size, request.value) == (rig.slot, 0x70, 4, 5)
         window_answer(1)
@@ -380,7 +406,7 @@ def test_an_ending_machine_lets_a_waiting_hart_go(rig: Rig) -> None:
         window_write(0, rig.slot, Register.STATUS, 4, 1)
     finally:
         machine().ending = 0
-        window_take_asked(0)
+        window_take_asked(0, 0)
         ctypes.memset(REQUESTS, 0, WindowRequest.sizeof())
 
 

@@ -23,8 +23,9 @@ from mem.window import window_write
 from virtio.blk import OK, Block, Kind
 from virtio.chardev import Stdio
 from virtio.device import Device
+from virtio.features import EVENT_IDX, RING_PACKED, VERSION_1
 from virtio.image import Image
-from virtio.process import IoConfig
+from virtio.process import IoConfig, Polling
 from virtio.queue import Ram
 from virtio.rng import Rng
 
@@ -61,11 +62,11 @@ def take_all(count: int) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("poll_ns", [0, 50_000])
+@pytest.mark.parametrize("poll_ns", [0, 200_000])
 def test_the_uart_carries_both_ways_at_any_speed(ram: Ram, poll_ns: int) -> None:
     """More than the rings and pipes hold, with pauses in which the process falls asleep."""
     host, to_guest, from_guest = pipes()
-    child = fork_io(IoConfig(serial=host, poll_ns=poll_ns))
+    child = fork_io(IoConfig(serial=host, polling=[Polling(poll_ns)]))
     chance = random.Random(1)
     data = bytes(chance.randrange(256) for _ in range(20000))
     got = b""
@@ -218,3 +219,68 @@ def test_standard_input_from_a_file_is_tolerated(ram: Ram, tmp_path: Path) -> No
             assert take_all(8) == b"commands"
         wait(lambda: machine().io_asleep)
         assert finish(child) == 0
+
+
+def test_each_device_is_served_by_its_own_process(ram: Ram) -> None:
+    io = IoConfig({2: Rng(), 7: Rng()}, polling=[Polling(), Polling(0)], owners={7: 1})
+    main = fork_io(io)
+    thread = fork_io(io, 1)
+    first, second = Hart(ram, io.devices[2], 2).start(), Hart(ram, io.devices[7], 7, hart=1)
+    assert first.ask(64)[0] == 64
+    os.kill(main, signal.SIGSTOP)
+    second.start()
+    for _ in range(3):
+        time.sleep(0.002)
+        assert second.ask(32)[0] == 32
+    assert second.interrupts() == 1
+    second.write(0x70, 0)
+    os.kill(main, signal.SIGCONT)
+    os.kill(thread, signal.SIGSTOP)
+    first.start()
+    assert first.ask(16)[0] == 16
+    os.kill(thread, signal.SIGCONT)
+    assert finish(main) == 0
+    assert reap(thread) == 0, "the end of the machine wakes every process"
+
+
+def test_a_process_that_spins_looks_at_the_rings_and_spares_the_driver_its_notifications(ram: Ram) -> None:
+    for features in (VERSION_1, VERSION_1 | EVENT_IDX, VERSION_1 | RING_PACKED, VERSION_1 | RING_PACKED | EVENT_IDX):
+        machine().ending = 0
+        device = Rng()
+        device.ring_features |= RING_PACKED
+        child = fork_io(IoConfig({0: device}, polling=[Polling(400_000_000, now=400_000_000)]))
+        rig = Hart(ram, device, 0).start(features)
+        (ring,) = rig.rings
+        rig.ask(8)
+        for _ in range(5):
+            ring.add(8)
+            assert not ring.wants_notification()
+            wait(ring.has_used, 0.3)
+            ring.collect()
+        wait(lambda: machine().io_asleep)
+        ring.add(8)
+        assert ring.wants_notification(), "it sleeps now"
+        time.sleep(0.01)
+        assert not ring.has_used()
+        rig.notify()
+        assert finish(child) == 0
+
+
+def test_spinning_follows_the_gaps_between_requests() -> None:
+    polling = Polling(100_000)
+    for _ in range(9):
+        polling.learn(60_000)
+    assert polling.now == 64_000, "4000 doubled until it suffices"
+    polling.learn(90_000)
+    polling.learn(99_000)
+    assert polling.now == 100_000
+    polling.learn(1_000)
+    assert polling.now == 100_000
+    polling.learn(5_000_000)
+    assert polling.now == 25_000
+    nothing = Polling(0)
+    nothing.learn(10)
+    assert nothing.now == 0
+    qemus = Polling(32768, shrink=0, now=32768)
+    qemus.learn(40_000)
+    assert qemus.now == 0

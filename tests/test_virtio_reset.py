@@ -210,7 +210,7 @@ def test_no_register_writes_break_the_transport(ram: Ram, writes: list[tuple[int
     for register, value in writes:
         if register == Register.QUEUE_NOTIFY:
             window_write(0, rig.slot, register, 4, value)
-            window_take_notified()
+            window_take_notified(0)
             rig.transport.notified(window_take_queues(rig.slot))
         elif register not in (Register.INTERRUPT_ACK,):
             rig.write(register, value)

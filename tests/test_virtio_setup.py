@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from smp import options, share_options
-from smp.config import DeviceConfig, DriveConfig, FsdevConfig, MachineConfig, NetdevConfig, SerialConfig, check
+from smp.config import (
+    DeviceConfig,
+    DriveConfig,
+    FsdevConfig,
+    IothreadConfig,
+    MachineConfig,
+    NetdevConfig,
+    SerialConfig,
+    check,
+)
 from smp.cpu import ConfigError
 from smp.io_setup import io_config
 from virtio.blk import Block
@@ -54,6 +63,27 @@ def test_a_bus_names_the_slot_and_the_others_fill_what_is_free() -> None:
     assert sorted(io.devices) == [0, 1, 2, 31]
     with pytest.raises(ConfigError, match=r"virtio-mmio-bus\.31: is taken"):
         io_config(MachineConfig(devices=(last, last), serials=()))
+
+
+def test_devices_go_to_their_iothreads_and_the_others_in_turn() -> None:
+    named = DeviceConfig("virtio-rng-device", (("iothread", "b"),))
+    other = DeviceConfig("virtio-rng-device")
+    threads = IothreadConfig("a"), IothreadConfig("b", poll_max_ns=7, poll_grow=3, poll_shrink=0)
+    config = MachineConfig(devices=(other, named, other, other), iothreads=threads, spread=2, poll_max_ns=9, serials=())
+    io = io_config(config)
+    assert io.owners == {0: 3, 1: 2, 2: 4, 3: 3}
+    assert [(each.most, each.grow, each.shrink) for each in io.polling] == [
+        (9, 2, 4), (9, 2, 4), (7, 3, 0), (9, 2, 4), (9, 2, 4)
+    ]  # fmt: skip
+    assert io_config(MachineConfig(devices=(other,), serials=())).owners == {}
+
+
+def test_terminal_and_network_stay_with_the_main_process() -> None:
+    line = "-serial none -netdev hubport,hubid=0,id=n -device virtio-net-device,netdev=n -device virtio-serial-device"
+    line += " -chardev stdio,id=c -device virtconsole,chardev=c -device virtio-rng-device -M virt,iothreads=1"
+    io = io_config(options.parse(line.split()))
+    assert [io.devices[slot].name for slot in io.owners] == ["rng"]
+    io.close()
 
 
 def test_ring_features_are_offered_as_asked_for() -> None:

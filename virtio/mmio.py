@@ -65,6 +65,9 @@ class Transport:
         self.window: Any = Window.at(regions.WINDOWS + slot * Window.sizeof())
         self.offered = device.features | device.ring_features | VERSION_1
         self.queues = [Queue(ram, size, self._used) for size in device.queue_sizes]
+        self.unsignalled: list[Queue] = []
+        for queue in self.queues:
+            queue.unsignalled = self.unsignalled
         device.config_changed = self.config_changed
         device.stop()
         self._clear()
@@ -134,6 +137,7 @@ class Transport:
         """Queues that the driver has notified, as bits."""
         for index, queue in enumerate(self.queues):
             if queues >> index & 1 and queue.ready and self.is_running():
+                queue.awaits = False  # until the device asks for more
                 self._guarded(self.device.handle, index)
 
     def poll(self) -> bool:
@@ -154,6 +158,9 @@ class Transport:
         except Exception as error:
             self._fail(error)
             return None
+        finally:
+            while self.unsignalled:
+                self.unsignalled.pop().signal()
 
     def _fail(self, error: Exception) -> None:
         what = str(error) if isinstance(error, QueueError) else f"{type(error).__name__}: {error}{origin(error)}"

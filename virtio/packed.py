@@ -8,7 +8,7 @@ from struct import Struct
 from mem.atomics import py_fence
 from virtio.ram import QueueError, Ram
 from virtio.request import Request
-from virtio.ring import DESCRIPTOR, INDIRECT, NEXT, WRITE, Ring
+from virtio.ring import DESCRIPTOR, INDIRECT, NEXT, WRITE, Ring, Watch
 
 AVAIL, USED = 1 << 7, 1 << 15
 ENABLE, DISABLE, AT_DESCRIPTOR = range(3)  # flags of event suppression; they lie above the place, at bit 16
@@ -28,10 +28,14 @@ class PackedRing(Ring):
     def _index(self, place: int) -> int:
         return place if place < self.size else place - self.size
 
+    def _mark(self) -> int:
+        """How the driver marks the next descriptor."""
+        return AVAIL if self.next_avail < self.size else USED
+
     def _flags_if_available(self) -> int | None:
         """The flags of the next descriptor, if it is the driver's latest."""
         flags = self.ram.words[(self.table >> 1) + 8 * self._index(self.next_avail) + 7]
-        return flags if flags & (AVAIL | USED) == (AVAIL if self.next_avail < self.size else USED) else None
+        return flags if flags & (AVAIL | USED) == self._mark() else None
 
     def pop(self, request: Request) -> bool:
         flags = self._flags_if_available()
@@ -73,6 +77,7 @@ class PackedRing(Ring):
             flags = (AVAIL | USED if self.next_used < self.size else 0) | (WRITE if request.written else 0)
             shown.append((place, flags))
             self.next_used = (self.next_used + request.slots) % (2 * self.size)
+            self.unsignalled += request.slots
         for place, flags in reversed(shown):  # the first comes last: a driver finds none without it
             self.ordered()  # length and id are written before the flags that show them
             self.ram.words[place + 14 >> 1] = flags
@@ -86,12 +91,19 @@ class PackedRing(Ring):
         py_fence()  # the events are written before the descriptor is read; the driver does the opposite
         return self._flags_if_available() is None
 
+    def is_empty(self) -> bool:
+        return self._flags_if_available() is None
+
+    def watch(self) -> Watch:
+        place = self.ram.base + self.table + 16 * self._index(self.next_avail) + 14
+        return Watch(place, AVAIL | USED, self._mark(), True)
+
     def disarm(self) -> None:
         if not self.event_index:
             self.ram.longs[self.device_events] = DISABLE << 16
 
     def wants_interrupt(self) -> bool:
-        old, self.signalled = self.signalled, self.next_used
+        old, self.signalled, self.unsignalled = self.signalled, self.next_used, 0
         py_fence()  # the used descriptors are written before the events are read; the driver does the opposite
         event = self.ram.longs[self.driver_events]
         if not self.event_index or event >> 16 & 3 != AT_DESCRIPTOR:

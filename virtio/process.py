@@ -1,6 +1,6 @@
-"""The I/O process: an event loop over register requests, queues, the UART's rings and the host's descriptors.
+"""An I/O process: an event loop over register requests, queues, the UART's rings and the host's descriptors.
 
-It polls for a short while after there was work, and otherwise sleeps in epoll until a hart kicks it.
+It spins for a short while where that pays, and otherwise sleeps in epoll until a hart kicks it.
 """
 
 import contextlib
@@ -21,6 +21,8 @@ from mem.memmap import RAM_BASE
 from mem.rtc import rtc_ns_until_alarm, rtc_tick
 from mem.window import (
     REQUESTS,
+    RingWatch,
+    Window,
     WindowRequest,
     window_answer,
     window_has_work,
@@ -33,21 +35,45 @@ from virtio.chardev import Chardev, Stdio
 from virtio.device import Device
 from virtio.host import Host
 from virtio.mmio import Transport, clear_windows
-from virtio.queue import Ram
+from virtio.queue import Queue, Ram
 from virtio.serial import TX_HEAD, TX_TAIL, Serial
 
 IO_ASLEEP = regions.MACHINE + Machine.offset("io_asleep")
-RECENT = 1_000_000  # ns after the last work in which polling is worth while
+IOTHREAD_ASLEEP = regions.MACHINE + Machine.offset("iothread_asleep")
+POLL_NS = 200_000  # a hart's way from one request to the next is shorter
+POLL_FIRST = 4_000
+POLLED = 64  # rings at most that a process looks at
 LOOK_ROUND = 1_000_000  # ns between looks at the host's descriptors while there is no time to sleep
 HURRY = 1.0  # seconds that output may take when the user has ended the machine
 PR_SET_PDEATHSIG = 1
 
 
 @dataclass
-class IoConfig:
-    """What the I/O process has: devices by slot, the UART's host end, and for how long it polls (0: never).
+class Polling:
+    """For how long an I/O process spins before it sleeps: QEMU's rule for its iothreads, with QEMU's names.
 
-    others: host ends that belong to no device.
+    If work comes later than now but within `most` ns, spin longer next time; if it comes later, spinning is a waste.
+    """
+
+    most: int = POLL_NS
+    grow: int = 2
+    shrink: int = 4
+    now: int = 0
+
+    def learn(self, gap: int) -> None:
+        """Work has come this many ns after the last was done."""
+        if gap > self.most:
+            self.now = self.now // self.shrink if self.shrink else 0
+        elif gap > self.now:
+            self.now = min(self.most, self.now * self.grow or POLL_FIRST)
+
+
+@dataclass
+class IoConfig:
+    """What the I/O processes have: devices by slot, the UART's host end.
+
+    others: host ends that belong to no device; they and the UART are the main process's, number 0.
+    polling: of each process, by number; owners: the process of a slot, where it is not the main one.
     last_words: seconds that output may take when the guest has ended the machine.
     Make it in the supervisor and call `prepare` before anything is forked.
     """
@@ -55,7 +81,8 @@ class IoConfig:
     devices: dict[int, Device] = field(default_factory=dict)
     serial: Chardev = field(default_factory=Chardev)
     others: list[Host] = field(default_factory=list)
-    poll_ns: int = 50_000
+    polling: list[Polling] = field(default_factory=lambda: [Polling()])
+    owners: dict[int, int] = field(default_factory=dict)
     last_words: float = HURRY
     supervisor: int = field(default_factory=os.getpid)
     transports: dict[int, Transport] = field(default_factory=dict)
@@ -67,10 +94,17 @@ class IoConfig:
         array = (ctypes.c_uint8 * size).from_address(regions.HOST + RAM_BASE)
         ram = Ram(memoryview(array).cast("B"))
         self.transports = {slot: Transport(slot, device, ram) for slot, device in self.devices.items()}
+        for slot, number in self.owners.items():
+            Window.at(regions.WINDOWS + slot * Window.sizeof()).owner = number
 
-    def hosts(self) -> list[Host]:
-        """Every host end."""
-        return [self.serial, *(device.host for device in self.devices.values() if device.host), *self.others]
+    def of(self, number: int) -> dict[int, Transport]:
+        """The transports that the process of this number serves."""
+        return {slot: each for slot, each in self.transports.items() if self.owners.get(slot, 0) == number}
+
+    def hosts(self, number: int) -> list[Host]:
+        """The host ends that the process of this number looks after."""
+        hosts = [each.device.host for each in self.of(number).values() if each.device.host]
+        return hosts if number else [self.serial, *hosts, *self.others]
 
     def close(self) -> None:
         """Close files and sockets; a terminal gets its mode back."""
@@ -80,20 +114,20 @@ class IoConfig:
             host.close()
 
 
-def run_io(io: IoConfig) -> None:
+def run_io(io: IoConfig, number: int = 0) -> None:
     """Do the machine's I/O until it ends; the main function of a forked process."""
-    process = IoProcess(io)
+    process = IoProcess(io, number)
     _die_with(io.supervisor)
     _take_signals(process)
     try:
-        for host in io.hosts():
+        for host in process.hosts:
             host.start()
             if isinstance(host, Stdio):
                 host.quit = process.quit
         process.run()
         process.finish()
     finally:
-        for host in io.hosts():
+        for host in process.hosts:
             host.stop()
 
 
@@ -119,47 +153,55 @@ def _take_signals(process: "IoProcess") -> None:
 
 
 class IoProcess:
-    """The event loop."""
+    """The event loop of one process.  Number 0 has the UART and the clock; each device belongs to one process."""
 
-    def __init__(self, io: IoConfig) -> None:
+    def __init__(self, io: IoConfig, number: int = 0) -> None:
         if not io.transports:
             io.prepare()
-        self.io, self.serial, self.hosts = io, Serial(io.serial), io.hosts()
-        self.transports = io.transports
-        self.with_host = [t for t in io.transports.values() if t.device.host]
-        self.kicks = machine().io_fd
+        self.io, self.number, self.polling = io, number, io.polling[number]
+        self.serial = None if number else Serial(io.serial)
+        self.hosts, self.others = io.hosts(number), [] if number else io.others
+        self.transports = io.of(number)
+        self.with_host = [t for t in self.transports.values() if t.device.host]
+        self.kicks = machine().iothread_fd[number] if number else machine().io_fd
+        self.asleep = IOTHREAD_ASLEEP + 4 * number if number else IO_ASLEEP
         self.epoll = select.epoll()
         self.epoll.register(self.kicks, select.EPOLLIN)
         self.watched: dict[int, int] = {}
         self.owners: dict[int, Host] = {}
         self.unpollable: set[int] = set()
-        self.window = io.poll_ns
-        self.worked = self.looked = 0
+        self.polled: dict[Queue, tuple[Transport, int]] = {}
+        self.watches: Any = (RingWatch.ctype * POLLED)()
+        self.looked = 0
         self.resized = False
 
     def run(self) -> None:
-        """Work and sleep until the machine ends."""
+        """Work, spin and sleep until the machine ends."""
         while not is_ending():
-            now = time.monotonic_ns()
             if self.work():
-                self.worked = now
+                now = time.monotonic_ns()
                 if now - self.looked > LOOK_ROUND:
                     self.look(0)
                     self.looked = now
-            elif not self.poll(now):
+                continue
+            began = time.monotonic_ns()
+            if not self.spin():
                 self.sleep()
+            self.polling.learn(time.monotonic_ns() - began)
 
     def work(self) -> bool:
         """Everything that can be done now; True when there was something."""
-        did = bool(window_has_work())
+        did = bool(window_has_work(self.number))
         if did:
             self.serve_requests()
             self.serve_notifies()
-        did |= self.serial.drain()
-        did |= self.serial.feed()
+        did |= self.serve_polled()
+        if self.serial:
+            did |= self.serial.drain()
+            did |= self.serial.feed()
         for transport in self.with_host:
             did |= transport.poll()
-        for host in self.io.others:
+        for host in self.others:
             did |= host.poll()
         if self.resized:
             self.resized = False
@@ -170,7 +212,7 @@ class IoProcess:
     def serve_requests(self) -> None:
         """Register writes that harts wait for."""
         for word in range(2):
-            for bit in _bits(window_take_asked(word)):
+            for bit in _bits(window_take_asked(self.number, word)):
                 hart = word * 64 + bit
                 request: Any = WindowRequest.at(REQUESTS + hart * WindowRequest.sizeof())
                 transport = self.transports.get(request.slot)
@@ -179,25 +221,62 @@ class IoProcess:
                 window_answer(hart)
 
     def serve_notifies(self) -> None:
-        """Queues with new requests."""
-        for slot in _bits(window_take_notified()):
+        """Queues with new requests; from now on their rings are looked at, if this process spins."""
+        for slot in _bits(window_take_notified(self.number)):
             queues = window_take_queues(slot)
-            if slot in self.transports:
-                self.transports[slot].notified(queues)
+            transport = self.transports.get(slot)
+            if transport:
+                if self.polling.now:
+                    self.begin_polling(transport, queues)
+                transport.notified(queues)
 
-    def poll(self, now: int) -> bool:
-        """Spin for a while when there was work recently; the while grows when that helps and shrinks otherwise."""
-        if self.window == 0 or now - self.worked > RECENT:
+    def begin_polling(self, transport: Transport, queues: int) -> None:
+        """Look at these rings until we sleep."""
+        for index in _bits(queues & (1 << len(transport.queues)) - 1):
+            queue = transport.queues[index]
+            if len(self.polled) < POLLED:
+                queue.begin_polling()
+                self.polled[queue] = transport, index
+
+    def serve_polled(self) -> bool:
+        """Requests in rings whose drivers are spared their notifications; True when there were some."""
+        did = False
+        for queue, (transport, index) in self.polled.items():
+            if queue.has_work():
+                transport.notified(1 << index)
+                did = True
+        return did
+
+    def end_polling(self) -> bool:
+        """Have drivers notify again; True when one did not, for it put something in just before."""
+        missed = False
+        for queue, (transport, index) in self.polled.items():
+            if not queue.end_polling():
+                transport.notified(1 << index)
+                missed = True
+        self.polled.clear()
+        return missed
+
+    def spin(self) -> bool:
+        """Wait without sleeping, for as long as that has paid lately; True when there is work."""
+        if not self.polling.now:
             return False
-        if window_poll(TX_HEAD, py_load32(TX_TAIL), self.window) and self.has_work():
-            self.window = min(self.io.poll_ns, self.window * 2)
-            return True
-        self.window = max(self.io.poll_ns // 16, self.window // 2)
-        return False
+        count = 0
+        for queue in self.polled:
+            if watch := queue.watch():
+                place = self.watches[count]
+                place.place, place.mask, place.value, place.equal = watch
+                place.place += regions.HOST
+                count += 1
+        watches = ctypes.addressof(self.watches)
+        place, value = (TX_HEAD, py_load32(TX_TAIL)) if self.serial else (self.asleep, 0)
+        return bool(window_poll(self.number, watches, count, place, value, self.polling.now)) and self.has_work()
 
     def has_work(self) -> bool:
         """Whether a hart has left something to do."""
-        return bool(window_has_work() or is_ending()) or self.serial.has_work()
+        if window_has_work(self.number) or is_ending() or any(queue.has_work() for queue in self.polled):
+            return True
+        return self.serial is not None and self.serial.has_work()
 
     def sleep(self) -> None:
         """Wait for a kick or for the host.
@@ -205,11 +284,13 @@ class IoProcess:
         io_asleep is set with a locked exchange before the work is looked at; a hart publishes its work and then
         reads io_asleep after a locked operation (kick_io).  One of the two sees the other.
         """
-        py_xchg32(IO_ASLEEP, 1)
-        alarm = rtc_ns_until_alarm()
+        if self.end_polling():
+            return
+        py_xchg32(self.asleep, 1)
+        alarm = FOREVER_NS if self.number else rtc_ns_until_alarm()
         until_alarm = -1 if alarm >= FOREVER_NS else alarm / 1e9
         self.look(0 if self.has_work() else until_alarm)
-        py_store32(IO_ASLEEP, 0)
+        py_store32(self.asleep, 0)
         if alarm < FOREVER_NS:
             rtc_tick()
 
@@ -259,10 +340,12 @@ class IoProcess:
         """The machine has ended: what the guest has sent still goes out."""
         deadline = time.monotonic() + self.io.last_words
         while time.monotonic() < deadline:
-            self.serial.drain()
+            if self.serial:
+                self.serial.drain()
             for host in self.hosts:
                 host.flush()
-            if not self.serial.waiting() and not any(host.has_output() for host in self.hosts):
+            waiting = self.serial is not None and self.serial.waiting()
+            if not waiting and not any(host.has_output() for host in self.hosts):
                 return
             time.sleep(0.002)
 

@@ -4,6 +4,7 @@ A back-end writes `for request in queue:`.  The order of what is given back, whe
 becomes of requests at a reset are decided here; what a driver wrote is read and checked in the rings.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 
@@ -11,7 +12,7 @@ from virtio.features import EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED
 from virtio.packed import PackedRing
 from virtio.ram import QueueError, Ram
 from virtio.request import Request, size_of, take
-from virtio.ring import Ring
+from virtio.ring import Ring, Watch
 from virtio.split import SplitRing
 
 __all__ = ["Queue", "QueueError", "Ram", "Request", "size_of", "take"]
@@ -21,10 +22,21 @@ def _nothing() -> None:
     pass
 
 
+BATCH_NS = 100_000  # the driver is told of what is done at most this late while the device goes on
+
+
 class Queue:
-    """One virtqueue.  Addresses are guest physical; `interrupt` is called when the driver wants to know."""
+    """One virtqueue.  Addresses are guest physical; `interrupt` is called when the driver wants to know.
+
+    `unsignalled`, if it is a list, gets the queue when it has given something back: whoever gave the list has the
+    driver told by `signal` when the device is done for now, once for all that was given back until then.
+    """
 
     ring: Ring
+    polled = False  # somebody looks at the ring all the time: the driver is spared its notifications
+    awaits = False  # the device has taken all there is, and wants what comes next
+    pending = False  # something was given back that the driver has not been told of
+    unsignalled: list["Queue"] | None = None
 
     def __init__(self, ram: Ram, maximum: int = 256, interrupt: Callable[[], None] = _nothing) -> None:
         self.ram, self.maximum, self.interrupt = ram, maximum, interrupt
@@ -34,7 +46,7 @@ class Queue:
     def reset(self) -> None:
         """As it is before the driver sets it up.  What a back-end still holds is the driver's again."""
         self.size = self.descriptors = self.driver = self.device = 0
-        self.ready = False
+        self.ready = self.polled = self.awaits = self.pending = False
         self.accept(0)
         for request in self.outstanding.values():
             request.forget()
@@ -77,7 +89,29 @@ class Queue:
 
     def arm(self) -> bool:
         """Ask to be notified of the next request; False when one is there already."""
-        return not self.ready or self.ring.arm()
+        if not self.ready:
+            return True
+        self.awaits = self.ring.is_empty() if self.polled else self.ring.arm()
+        return self.awaits
+
+    def begin_polling(self) -> None:
+        """The caller looks at the ring from now on (`has_work`, or what `watch` names)."""
+        if self.ready and not self.polled:
+            self.polled = True
+            self.ring.disarm()
+
+    def end_polling(self) -> bool:
+        """Have the driver notify again; False when there is a request already."""
+        self.polled = False
+        return not self.awaits or self.arm()
+
+    def has_work(self) -> bool:
+        """Whether a request has come that the device waits for."""
+        return self.ready and self.awaits and not self.ring.is_empty()
+
+    def watch(self) -> Watch | None:
+        """Where `has_work` looks."""
+        return self.ring.watch() if self.ready and self.awaits else None
 
     def disarm(self) -> None:
         """Spare the driver its notifications until `arm`; with event indices it already sends none."""
@@ -100,8 +134,27 @@ class Queue:
             for request in due:
                 del self.outstanding[request.head]
             self.ring.push(due)
-            if self.ring.wants_interrupt():
-                self.interrupt()
+            self._given_back()
+
+    def _given_back(self) -> None:
+        if self.unsignalled is None:
+            self.signal()
+        elif not self.pending:
+            self.pending, self.since = True, time.monotonic_ns()
+            self.unsignalled.append(self)
+        elif time.monotonic_ns() - self.since > BATCH_NS or 2 * self.ring.unsignalled > self.ring.size:
+            self.since = time.monotonic_ns()
+            self._interrupt()
+
+    def signal(self) -> None:
+        """Tell the driver of what was given back, if it wants to know."""
+        self.pending = False
+        if self.ready:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self.ring.wants_interrupt():
+            self.interrupt()
 
     def _is_outstanding(self, request: Request) -> bool:
         return self.outstanding.get(request.head) is request and request.written is None

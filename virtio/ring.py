@@ -2,6 +2,7 @@
 
 import platform
 from struct import Struct
+from typing import NamedTuple
 
 from mem.atomics import py_fence
 from virtio.ram import QueueError, Ram
@@ -16,6 +17,15 @@ def _nothing() -> None:
     pass
 
 
+class Watch(NamedTuple):
+    """There is a request when 16 bits in RAM, masked, equal the value, or differ from it."""
+
+    address: int
+    mask: int
+    value: int
+    equal: bool
+
+
 class Ring:
     """A queue's rings, from when the driver has made them ready; addresses are guest physical.
 
@@ -27,6 +37,7 @@ class Ring:
 
     def __init__(self, ram: Ram, size: int, event_index: bool, indirect: bool) -> None:
         self.ram, self.size, self.event_index, self.indirect = ram, size, event_index, indirect
+        self.unsignalled = 0  # descriptors pushed since `wants_interrupt` was asked; at most twice the size
 
     def pop(self, request: Request) -> bool:
         """Fill in the next request; False when there is none."""
@@ -38,6 +49,14 @@ class Ring:
 
     def arm(self) -> bool:
         """Ask to be notified of the next request; False when one is there already."""
+        raise NotImplementedError
+
+    def is_empty(self) -> bool:
+        """Whether there is no request now."""
+        raise NotImplementedError
+
+    def watch(self) -> Watch:
+        """What to look at for the next request."""
         raise NotImplementedError
 
     def disarm(self) -> None:

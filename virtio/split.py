@@ -5,7 +5,7 @@ from struct import Struct
 from mem.atomics import py_fence
 from virtio.ram import QueueError, Ram
 from virtio.request import Request
-from virtio.ring import DESCRIPTOR, INDIRECT, NEXT, Ring
+from virtio.ring import DESCRIPTOR, INDIRECT, NEXT, Ring, Watch
 
 NO_NOTIFY = NO_INTERRUPT = 1
 ELEMENT = Struct("<II")
@@ -42,6 +42,7 @@ class SplitRing(Ring):
             ELEMENT.pack_into(self.ram.memory, place, request.head, request.written)
             self.ram.wrote(self.ram.base + place, 8)
             self.next_used = (self.next_used + 1) & 0xFFFF
+        self.unsignalled += len(batch)
         self.ordered()  # the elements are written before the index that shows them
         self.ram.words[(self.used >> 1) + 1] = self.next_used
         self.ram.wrote(self.ram.base + self.used, 4)
@@ -55,12 +56,18 @@ class SplitRing(Ring):
         py_fence()  # avail_event is written before avail.idx is read; the driver does the opposite
         return words[self.avail + 1] == self.next_avail
 
+    def is_empty(self) -> bool:
+        return self.ram.words[self.avail + 1] == self.next_avail
+
+    def watch(self) -> Watch:
+        return Watch(self.ram.base + 2 * self.avail + 2, 0xFFFF, self.next_avail, False)
+
     def disarm(self) -> None:
         if not self.event_index:
             self.ram.words[self.used >> 1] = NO_NOTIFY
 
     def wants_interrupt(self) -> bool:
-        old, self.signalled = self.signalled, self.next_used
+        old, self.signalled, self.unsignalled = self.signalled, self.next_used, 0
         py_fence()  # used.idx is written before used_event is read; the driver does the opposite
         words = self.ram.words
         if not self.event_index:

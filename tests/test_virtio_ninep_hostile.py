@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import os
 import stat
 import tempfile
@@ -216,6 +217,34 @@ def test_a_deep_tree_is_let_go_of_without_trouble(folder: Path) -> None:
         node = Node(os.open(folder, os.O_PATH), node, b"d")
     del node
     assert open_handles() == before
+
+
+def test_no_renaming_makes_a_ring_of_folders(client: Client, folder: Path) -> None:
+    """Descriptors of nodes that held each other would stay open for ever."""
+    client.mkdir(b"a")
+    client.mkdir(b"b", folder=client.walk(b"a"))
+    client.mkdir(b"c", folder=client.walk(b"a", b"b"))
+    client.version()
+    client.attach()
+    before = open_handles()
+    a = client.walk(b"a")
+    b = client.walk(b"b", start=a)
+    c = client.walk(b"c", start=b)
+    client.clunk(b)  # now known as the parent of c only, and not told of what follows
+    client.renameat(b"b", b"b", folder=a)
+    b = client.walk(b"..", start=c)
+    with refused(errno.ENOENT):
+        client.walk(b"..", start=b)
+    client.renameat(b"a", b"a", to_folder=b)
+    assert (folder / "b" / "a").is_dir()
+    gc.collect()
+    gc.disable()
+    try:
+        client.version()
+        client.attach()
+        assert Handle.count == before
+    finally:
+        gc.enable()
 
 
 def test_a_walk_has_sixteen_names(client: Client) -> None:

@@ -63,13 +63,26 @@ def raise_limits() -> None:
 
 
 class Node(Handle):
-    """A file that was found: `parent` and `name` are where, the root is its own parent."""
+    """A file that was found: `parent` and `name` are where, the root has none.
+
+    Parents never form a ring, even when names on the host and what is known of them differ: descriptors are closed
+    as soon as nobody has the node.
+    """
 
     def __init__(self, fd: int, parent: "Node | None" = None, name: bytes = b"") -> None:
         super().__init__(fd)
         self.parent, self.name = parent, name
         self.found = os.stat(fd)
         self.identity: Identity = (self.found.st_dev, self.found.st_ino)
+
+    def lineage(self) -> "set[Node]":
+        """The node and all that it was found in."""
+        found: set[Node] = set()
+        node: Node | None = self
+        while node is not None:
+            found.add(node)
+            node = node.parent
+        return found
 
 
 class HostTree:
@@ -89,7 +102,7 @@ class HostTree:
         if name == b".":
             return folder
         if name == b"..":
-            return folder.parent or folder
+            return self.place(folder) if folder.parent else folder
         node = Node(open_beneath(folder.fd, _checked(name), os.O_PATH), folder, name)
         if node.found.st_dev != self.root.found.st_dev:
             self._foreign()

@@ -316,8 +316,8 @@ class Session:
     def _rename(self, folder: Node, name: bytes, to_folder: Node, to_name: bytes) -> None:
         """Fids of the file learn where it is now: a later remove, rename or ".." is by that name."""
         self.tree.rename(folder, name, to_folder, to_name)
-        for fid in self.fids.values():
-            node = fid.node
+        above = to_folder.lineage()  # one in it is out of date, and must not come to be its own parent
+        for node in {fid.node for fid in self.fids.values()} - above:
             if node.name == name and node.parent and node.parent.identity == folder.identity:
                 node.parent, node.name = to_folder, to_name
 

@@ -4,19 +4,21 @@ import contextlib
 import functools
 import hashlib
 import http.server
+import os
 import random
 import socket
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from console import Console
-from test_boot import TIMEOUT, TROUBLE, options
+from console import COMMAND, Console
+from test_boot import PROMPT, TIMEOUT, TROUBLE, options
 from test_netlinks import free_port
 
-from smp.guest import Guest, default_guest, run_script
+from smp.guest import APPEND, Guest, default_guest, run_script
 
 pytestmark = pytest.mark.boot
 
@@ -134,3 +136,71 @@ def say_goodbye(console: Console, port: int) -> None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as link:
             link.sendall(b"goodbye from the host\n")
         console.collect(0.3)
+
+
+def test_a_guest_that_reboots_is_on_the_network_again(guest: Guest, website: tuple[int, bytes]) -> None:
+    """passt and the connection to it stay; half a frame does not confuse them."""
+    port, data = website
+    get = f"until ip route | grep -q default; do sleep 0.1; done; wget -q -O - http://10.0.2.2:{port}/data | sha256sum"
+    with Console(*options(guest, 1, APPEND, "-nic", "user,id=n")) as console:
+        for _ in range(3):
+            console.expect(PROMPT, TIMEOUT)
+            console.send(f"{get}\n")
+            console.expect(hashlib.sha256(data).hexdigest(), 60)
+            console.expect(PROMPT, 20)
+            # In the middle of a transfer, of which nobody waits for the end.
+            console.send(f"(wget -q -O /dev/null http://10.0.2.2:{port}/data; wget -q http://10.0.2.2:{port}/data) &\n")
+            console.send("reboot -f\n")
+            console.expect("Linux version", 30)
+        console.expect(PROMPT, TIMEOUT)
+        console.send("poweroff -f\n")
+        assert console.wait(60) == 0
+        assert "link is down" not in console.errors.decode()
+
+
+# In a network namespace: the other end of the tap with an address, a file to fetch, and the digest of what it is sent.
+HOST = """
+import hashlib, http.server, os, socket, subprocess, sys, threading
+for line in ("tuntap add dev t0 mode tap multi_queue", "addr add 10.2.0.1/24 dev t0", "link set t0 up"):
+    subprocess.run(["ip", *line.split()], check=True)
+machine = subprocess.Popen(sys.argv[2:])
+os.chdir(sys.argv[1])
+server = http.server.ThreadingHTTPServer(("10.2.0.1", 80), http.server.SimpleHTTPRequestHandler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+upload = socket.create_server(("10.2.0.1", 99))
+def take():
+    link, digest = upload.accept()[0], hashlib.sha256()
+    while data := link.recv(65536):
+        digest.update(data)
+    open("digest", "w").write(digest.hexdigest())
+threading.Thread(target=take, daemon=True).start()
+sys.exit(machine.wait())
+"""
+TAP = """
+ip addr add 10.2.0.2/24 dev eth0
+ls /sys/class/net/eth0/queues
+until ping -c 1 -W 1 10.2.0.1 >/dev/null; do :; done
+ping -c 2 -s 20000 10.2.0.1 | grep loss
+for n in 1 2 3 4; do wget -q -O /tmp/$n http://10.2.0.1/data & done
+wait
+cat /tmp/1 /tmp/2 /tmp/3 /tmp/4 | tee /tmp/all | sha256sum
+nc 10.2.0.1 99 </tmp/all
+until wget -q -O - http://10.2.0.1/digest; do sleep 0.2; done
+"""
+
+
+@pytest.mark.parametrize("more", ["", ",gso=off,guest_tso4=off,guest_csum=off,csum=off", ",mrg_rxbuf=off"])
+def test_a_tap_with_queue_pairs(guest: Guest, tmp_path: Path, more: str) -> None:
+    if os.geteuid() or not os.access("/dev/net/tun", os.W_OK):
+        pytest.skip("a tap and a network namespace may not be had here; root may")
+    data = random.Random(6).randbytes(3 * MIB)
+    (tmp_path / "data").write_bytes(data)
+    command = ("unshare", "-n", sys.executable, "-c", HOST, str(tmp_path), *COMMAND)
+    netdev = ["-netdev", "tap,id=n,ifname=t0,queues=4,script=no,downscript=no"]
+    card = ["-device", f"virtio-net-pci,netdev=n,mq=on,vectors=10{more}"]
+    with Console(*options(guest, 4, run_script(TAP), *netdev, *card), command=command) as console:
+        console.close_input()
+        log = ended(console, " 0% packet loss")
+    assert "rx-3" in log and "tx-3" in log
+    digest = hashlib.sha256(data * 4).hexdigest()
+    assert log.count(digest) == 2, (tmp_path / "digest").read_text()

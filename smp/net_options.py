@@ -99,6 +99,7 @@ FEATURES = {
     "ctrl_guest_offloads": net.F_CTRL_GUEST_OFFLOADS,
     "guest_announce": net.F_GUEST_ANNOUNCE,
 }
+NOT_OFFERED = ("ctrl_vlan", "guest_ufo", "host_ufo", "guest_rsc_ext", "rss", "hash", "failover")
 SIZES = ("256", "512", "1024")
 CARD = {
     "netdev": "id of its -netdev (needed)",
@@ -109,6 +110,7 @@ CARD = {
     "rx_queue_size": "buffers of a receive queue: 256, 512 or 1024 (default 256)",
     "tx_queue_size": "frames of a transmit queue: 256, 512 or 1024 (default 256)",
     **dict.fromkeys(FEATURES, "off: not offered"),
+    **dict.fromkeys(NOT_OFFERED, "off: it is not to be had"),
 }
 MODELS = ("virtio", "virtio-net-pci", NET_DEVICE)
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}|[0-9a-f]{2}(-[0-9a-f]{2}){5}", re.IGNORECASE)
@@ -213,6 +215,8 @@ def check_card(given: Mapping[str, str]) -> None:
         parse_mac(option[:-1], given["mac"])
     for name in (*FEATURES, "mq"):
         switch(option[:-1], name, given.get(name, "on"))
+    for name in NOT_OFFERED:
+        one_of(f"{option}{name}=", given.get(name, "off"), ("off",), f"; leave {name} off")
     for name in ("rx_queue_size", "tx_queue_size"):
         one_of(f"{option}{name}=", given.get(name, "256"), SIZES)
     mtu = number(f"{option}host_mtu", given.get("host_mtu", "1500"))

@@ -157,7 +157,7 @@ BAD = [
     ("-kernel kernel -netdev stream,id=n -device virtio-net,netdev=n,csum=maybe", "csum=maybe off"),
     ("-kernel kernel -netdev stream,id=n -device virtio-net,netdev=n,rx_queue_size=100", "100 256"),
     ("-kernel kernel -netdev stream,id=n -device virtio-net,netdev=n,host_mtu=10", "host_mtu=10 68"),
-    ("-kernel kernel -netdev stream,id=n -device virtio-net,netdev=n,rss=on", "rss known"),
+    ("-kernel kernel -netdev stream,id=n -device virtio-net,netdev=n,rss=on", "rss=on off"),
     ("-kernel kernel -object filter-dump,id=f,file=a.pcap", "netdev=ID"),
     ("-kernel kernel -object filter-dump,id=f,file=a.pcap,netdev=n", "netdev=n -netdev"),
     ("-kernel kernel -object rng-random,id=f", "rng-random filter-dump"),

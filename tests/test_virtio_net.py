@@ -11,7 +11,7 @@ from wire import EVERYBODY, GROUP, MAC, OTHER, PLAIN, RX, TX, begin, card, frame
 
 from mem.window import Register
 from virtio.net import ERR, MAX_PAIRS, OK, Net
-from virtio.netdev import MAX_FRAME, Netdev
+from virtio.netdev import MAX_FRAME, Frame, Netdev
 from virtio.netfeatures import (
     F_CTRL_MAC_ADDR,
     F_CTRL_RX,
@@ -278,13 +278,29 @@ def test_a_larger_frame_than_the_mtu_is_not_passed_on(ram: Ram) -> None:
 
 def test_the_carrier_goes_with_the_link(ram: Ram) -> None:
     with card(ram) as (rig, wire):
-        assert config(rig) == (MAC, LINK_UP, 1, 0)
+        assert config(rig) == (MAC, LINK_UP, 1, 0)  # and no need to announce it
         rig.interrupts()
         wire.link.close()
         turn(rig)
         assert config(rig)[1] == 0
         assert rig.interrupts() == 2
         assert len(transmit(rig, PLAIN + frame())) == 1  # lost
+
+
+def test_what_a_host_says_of_checksums_is_for_drivers_that_asked(ram: Ram) -> None:
+    class Checked(Netdev):
+        offloads = F_GUEST_CSUM
+        waiting = 2
+
+        def receive(self, queue: int) -> Frame | None:
+            self.waiting -= 1
+            return Frame([memoryview(frame())], b"\2" + bytes(11)) if self.waiting >= 0 else None
+
+    for lacks in (0, F_GUEST_CSUM):
+        rig = begin(Rig(ram, Net(Checked(), MAC)), lacks=lacks)
+        offer(rig, 2, 200)
+        turn(rig)
+        assert {data[0] for data in receive(rig)} == {0 if lacks else 2}
 
 
 def test_a_card_that_is_plugged_in_again_makes_itself_known(ram: Ram) -> None:

@@ -22,6 +22,7 @@ from virtio.netfeatures import (
     F_CTRL_RX_EXTRA,
     F_CTRL_VQ,
     F_GUEST_ANNOUNCE,
+    F_GUEST_CSUM,
     F_HOST_TSO4,
     F_HOST_TSO6,
     F_HOST_USO,
@@ -99,9 +100,9 @@ class Net(Device):
         return pack("<6sHHH", self.filter.mac, self.status, self.pairs, self.mtu)
 
     def start(self, queues: list[Queue], features: int) -> None:
+        self._watch_link()  # before anything is negotiated: nobody needs an announcement of a machine that starts
         super().start(queues, features)
         self.host.configure(features, self.active)
-        self._watch_link()
         for number in range(self.pairs):
             queues[2 * number].arm()
 
@@ -233,7 +234,8 @@ class Net(Device):
         used = [pair.buffers.popleft() for _ in range(count)]
         if not used:
             return []
-        used[0].write(frame.header[:10] + pack("<H", count))
+        header = frame.header if self.negotiated & F_GUEST_CSUM else PLAIN
+        used[0].write(header[:10] + pack("<H", count))
         (data,) = frame.parts
         filled, at = [], 0
         for number, request in enumerate(used):

@@ -236,8 +236,7 @@ class Net(Device):
             return []
         header = frame.header if self.negotiated & F_GUEST_CSUM else PLAIN
         used[0].write(header[:10] + pack("<H", count))
-        (data,) = frame.parts
-        filled, at = [], 0
+        (data,), filled, at = frame.parts, [], 0
         for number, request in enumerate(used):
             written = request.write(data[at:])
             at += written
@@ -277,7 +276,7 @@ class Net(Device):
         for request in queue:
             command = request.read(2)
             data = request.read(COMMAND_LIMIT)
-            is_ok = len(command) == 2 and not request.readable and self._command(command[0], command[1], data)
+            is_ok = len(command) == 2 and self._command(command[0], command[1], data)
             if request.write(bytes([OK if is_ok else ERR])) == 0:
                 raise QueueError("a command has no room for its answer")
             request.done(1)

@@ -42,10 +42,17 @@ class Request:
 
     def read(self, count: int) -> bytes:
         """Take up to `count` bytes off the front of `readable`."""
+        if self.readable and len(first := self.readable[0]) > count:
+            self.readable[0] = first[count:]
+            return bytes(first[:count])
         return b"".join(bytes(part) for part in take(self.readable, count))
 
     def write(self, data: bytes | memoryview) -> int:
         """Fill `writable` from its front; gives how much of the data fitted and takes the room away."""
+        if self.writable and len(first := self.writable[0]) > len(data):
+            first[: len(data)] = data
+            self.writable[0] = first[len(data) :]
+            return len(data)
         at = 0
         for part in take(self.writable, len(data)):
             part[:] = data[at : at + len(part)]

@@ -20,6 +20,13 @@ TAG = "hartbeat-run"  # scripts/guest/init mounts it
 LOST = 1  # the exit status when there is none
 # No messages but of a kernel that gives up, which it then does at once.
 APPEND = "console=ttyS0 quiet loglevel=1 panic=-1"
+HELP = """\
+--run COMMAND
+        of scripts/boot alone: run the command in the default guest, in the folder of --share
+        if there is one, and end with its exit status
+
+The emulator's options:
+"""
 NOT_WITH = ("-kernel", "-bios", "-initrd")
 
 

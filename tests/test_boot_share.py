@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,29 @@ def check_host(folder: Path, contents: dict[str, bytes], model: str) -> None:
     assert modes == {"moved/renamed": 0o700, "all.tar": 0o600}
     assert os.getxattr(folder / "all.tar", "user.virtfs.mode") == (0o104640).to_bytes(4, "little")
     assert (folder / "fifo").is_file()
+
+
+def test_host_and_guest_see_what_the_other_writes(tmp_path: Path) -> None:
+    (tmp_path / "shared").write_bytes(b"old\n")
+    script = (
+        "cat shared; echo mine >made; mv made there; until [ -e go ]; do sleep 0.1; done; cat shared; ls; cat there"
+    )
+    words = [sys.executable, "-m", "smp.guest", "boot", "-smp", "1", "--share", str(tmp_path), "--run", script]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + TIMEOUT
+        while not (tmp_path / "there").exists():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        assert (tmp_path / "there").read_bytes() == b"mine\n"
+        (tmp_path / "shared").write_bytes(b"new and longer\n")
+        (tmp_path / "there").unlink()
+        (tmp_path / "go").write_bytes(b"")
+        out, _ = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+        process.wait()
+    assert out == b"old\nnew and longer\ngo\nshared\n" and process.returncode == 1
 
 
 def test_a_readonly_folder_is_read_and_nothing_else(tmp_path: Path) -> None:

@@ -51,6 +51,13 @@ def test_the_options_make_a_machine(tmp_path: Path) -> None:
     assert "-append" not in guest_run.run_options("f", ["-append", "x"])
 
 
+def test_help_has_it_beside_the_emulators_options(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(os, "execv", lambda *_: None)
+    guest.main(["boot", "-h"])
+    assert "--run COMMAND" in capsys.readouterr().out
+    assert max(map(len, guest_run.HELP.splitlines())) <= 110
+
+
 def started(folder: list[Path], status: int = 0, write: bytes | None = None):
     """In the emulator's place: remembers the folder and writes what a guest would."""
 

@@ -147,6 +147,8 @@ def _help() -> Iterator[str]:
 
 def read_nic(text: str) -> tuple[tuple[NetdevConfig, DeviceConfig], ...]:
     """A -nic: a netdev and its card; nothing for `none`."""
+    if text == "help":
+        raise Help("\n".join(_help()))
     if text == "none":
         return ()
     kind, given = _read("-nic", text, ("model", "mac", "macaddr"))

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import os
 import random
+import signal
 import socket
 import sys
 import threading
@@ -13,8 +14,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from console import COMMAND, Console
+from console import COMMAND, Console, gone
 from test_boot import PROMPT, TIMEOUT, TROUBLE, options
 from test_netlinks import free_port
 
@@ -156,6 +158,22 @@ def test_a_guest_that_reboots_is_on_the_network_again(guest: Guest, website: tup
         console.send("poweroff -f\n")
         assert console.wait(60) == 0
         assert "link is down" not in console.errors.decode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_passt_and_sockets_go_with_the_machine(guest: Guest, tmp_path: Path, number: int) -> None:
+    """Also when the supervisor has no time to end them."""
+    listen = f"stream,id=n,server=on,addr.type=unix,addr.path={tmp_path / 's'}"
+    more = ("-nic", "user", "-netdev", listen, "-device", "virtio-net-device,netdev=n")
+    with Console(*options(guest, 1, APPEND, *more)) as console:
+        console.expect("Linux version", TIMEOUT)
+        children = psutil.Process(console.process.pid).children()
+        assert any(child.name().startswith("passt") for child in children)
+        assert (tmp_path / "s").exists()
+        console.process.send_signal(number)
+        console.wait(20)
+        assert gone(children, 5) == []
+        assert not (tmp_path / "s").exists()
 
 
 # In a network namespace: the other end of the tap with an address, a file to fetch, and the digest of what it is sent.

@@ -177,7 +177,8 @@ def test_every_name_belongs_to_one_option():
 
 
 @pytest.mark.parametrize(
-    "arguments", ["-h", "--help", "-version", "-cpu help", "-d help", "-device help", "-netdev help", "-M help"]
+    "arguments",
+    ["-h", "--help", "-version", "-cpu help", "-d help", "-device help", "-netdev help", "-nic help", "-M help"],
 )
 def test_help_goes_to_stdout_with_status_0(arguments, capsys):
     assert cli.main(arguments.split()) == 0

@@ -91,6 +91,13 @@ def test_special_files_are_regular_ones(client: Client, folder: Path, kind: int)
         client.open(b"node")
 
 
+def test_folders_and_links_are_made_by_their_own_messages(client: Client, folder: Path) -> None:
+    for kind in (stat.S_IFDIR, stat.S_IFLNK):
+        with pytest.raises(NinepError, match="Invalid"):
+            client.mknod(b"node", kind | 0o700)
+    assert os.listdir(folder) == ["hosts"]
+
+
 def test_links_are_regular_files(client: Client, folder: Path) -> None:
     client.symlink(b"link", b"/etc/passwd")
     assert (folder / "link").read_bytes() == b"/etc/passwd"

@@ -223,6 +223,8 @@ class HostTree:
         """Make a file, device, FIFO or socket."""
         self.check_writable()
         mode = mode & ~0o7777 | stat.S_IMODE(mode) if stat.S_IFMT(mode) else stat.S_IFREG | mode
+        if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
+            raise host_error(errno.EINVAL)
         self.owners.check_special(mode)
         first = self.owners.first_mode(mode)
         if self.owners.maps:

@@ -82,6 +82,7 @@ def compare_exchange(address: Any, expected: Any, desired: Any, size: int) -> V:
 aload16 = macro(lambda a: atomic_load(a, 2))
 aload32 = macro(lambda a: atomic_load(a, 4))
 aload64 = macro(lambda a: atomic_load(a, 8))
+astore16 = macro(lambda a, v: atomic_store(a, v, 2))
 astore32 = macro(lambda a, v: atomic_store(a, v, 4))
 astore64 = macro(lambda a, v: atomic_store(a, v, 8))
 xchg32 = macro(lambda a, v: atomic_rmw("xchg", a, v, 4))

@@ -72,9 +72,12 @@ class Native:
         self.unlocked = ctypes.CFUNCTYPE(ctypes.c_uint64, *kinds)(address)
 
     def __call__(self, *args: Any) -> int:
-        if self.entry is None:
-            raise RuntimeError(f"{self.name} is not compiled yet: load the engine first")
-        return self.entry(*[ctypes.addressof(a) if isinstance(a, ctypes.Structure) else a for a in args])
+        try:
+            return self.entry(*args)
+        except (ctypes.ArgumentError, TypeError):  # looking at each argument first would take longer than most calls
+            if self.entry is None:
+                raise RuntimeError(f"{self.name} is not compiled yet: load the engine first") from None
+            return self.entry(*[ctypes.addressof(a) if isinstance(a, ctypes.Structure) else a for a in args])
 
 
 def native(function: Any = None, *, inline: bool = False, cold: bool = False) -> Any:

@@ -9,7 +9,6 @@ from enum import IntEnum
 
 from mem import regions
 from mem.atomics import (
-    aload16,
     aload32,
     aload64,
     astore32,
@@ -33,6 +32,7 @@ from mem.mailbox import RUNNING, SLEEPING, mailbox, relax
 from mem.memmap import VIRTIO_SLOTS
 from mem.native import native, ref
 from mem.plic import plic_set_level
+from mem.ringwatch import ring_has_work
 
 MAGIC = 0x7472_6976
 VERSION = 2
@@ -102,16 +102,6 @@ class WindowWork(Layout):
     notified: u64  # bit n: window n has notified queues
     asked: list[u64] = many(2)  # bit n: hart n's request is to be served
     pad: list[u64] = many(5)
-
-
-@layout
-class RingWatch(Layout):
-    """A word of a ring that an I/O process polls: it has work when the masked bits are `value`, or are not."""
-
-    place: u64  # host address of 16 bits
-    mask: u64
-    value: u64
-    equal: u64  # 1: work when they are the value; 0: when they differ
 
 
 IDLE, ASKED = range(2)
@@ -274,18 +264,10 @@ def window_has_work(number: int) -> int:
 
 
 @native
-def ring_has_work(watch: int) -> int:
-    """Whether a driver has put something into the ring that a RingWatch is for."""
-    ring = RingWatch.at(watch)
-    differs = (aload16(ring.place) ^ ring.value) & ring.mask
-    return differs == 0 if ring.equal else differs != 0
-
-
-@native
 def window_poll(number: int, watches: int, count: int, place: int, value: int, timeout_ns: int) -> int:
-    """Spin until there is work, here or in one of the rings, or the u32 at `place` is not `value` any more.
+    """Spin until there is work, here or in a ring, or the u32 at `place` is not `value` any more.
 
-    Gives 0 when the time is over.
+    `watches` are the addresses of RingWatches.  Gives 0 when the time is over, 1 for work here, and 2 + n for ring n.
     """
     deadline = now_ns() + timeout_ns
     spins = 0
@@ -293,8 +275,8 @@ def window_poll(number: int, watches: int, count: int, place: int, value: int, t
         if window_has_work(number) or aload32(place) != value:
             return 1
         for n in range(count):
-            if ring_has_work(watches + n * RingWatch.sizeof()):
-                return 1
+            if ring_has_work(load64(watches + 8 * n)):
+                return 2 + n
         relax(spins)
         spins += 1
     return 0

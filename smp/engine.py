@@ -24,13 +24,16 @@ MODULES = (
     "mem.finisher",
     "mem.htif",
     "mem.bus",
+    "virtio.split",
+    "virtio.packed",
 )
 
 
 def sources() -> list[Path]:
     """All source files that decide what the engine is."""
     root = Path(__file__).resolve().parent.parent
-    return sorted(p for package in ("smp", "mem") for p in (root / package).rglob("*.py"))
+    rings = [root / "virtio" / name for name in ("ring.py", "split.py", "packed.py")]
+    return sorted([*rings, *(p for package in ("smp", "mem") for p in (root / package).rglob("*.py"))])
 
 
 def load(progress: Callable[[str], None] = lambda text: None) -> Any:

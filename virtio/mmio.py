@@ -137,7 +137,7 @@ class Transport:
         """Queues that the driver has notified, as bits."""
         for index, queue in enumerate(self.queues):
             if queues >> index & 1 and queue.ready and self.is_running():
-                queue.awaits = False  # until the device asks for more
+                queue.ring.forget()  # until the device waits for more
                 self._guarded(self.device.handle, index)
 
     def poll(self) -> bool:

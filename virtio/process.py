@@ -21,7 +21,6 @@ from mem.memmap import RAM_BASE
 from mem.rtc import rtc_ns_until_alarm, rtc_tick
 from mem.window import (
     REQUESTS,
-    RingWatch,
     Window,
     WindowRequest,
     window_answer,
@@ -36,6 +35,7 @@ from virtio.device import Device
 from virtio.host import Host
 from virtio.mmio import Transport, clear_windows
 from virtio.queue import Queue, Ram
+from virtio.ring import Ring
 from virtio.serial import TX_HEAD, TX_TAIL, Serial
 
 IO_ASLEEP = regions.MACHINE + Machine.offset("io_asleep")
@@ -170,8 +170,9 @@ class IoProcess:
         self.watched: dict[int, int] = {}
         self.owners: dict[int, Host] = {}
         self.unpollable: set[int] = set()
-        self.polled: dict[Queue, tuple[Transport, int]] = {}
-        self.watches: Any = (RingWatch.ctype * POLLED)()
+        self.polled: list[tuple[Transport, int, Queue, Ring]] = []
+        self.watches: Any = (ctypes.c_uint64 * POLLED)()  # addresses of the rings in `polled`
+        self.watches_at = ctypes.addressof(self.watches)
         self.looked = 0
         self.resized = False
 
@@ -234,47 +235,48 @@ class IoProcess:
         """Look at these rings until we sleep."""
         for index in _bits(queues & (1 << len(transport.queues)) - 1):
             queue = transport.queues[index]
-            if len(self.polled) < POLLED:
+            if queue.ready and not queue.polled and len(self.polled) < POLLED:
                 queue.begin_polling()
-                self.polled[queue] = transport, index
+                self.watches[len(self.polled)] = queue.ring.place
+                self.polled.append((transport, index, queue, queue.ring))
 
     def serve_polled(self) -> bool:
         """Requests in rings whose drivers are spared their notifications; True when there were some."""
-        did = False
-        for queue, (transport, index) in self.polled.items():
-            if queue.has_work():
-                transport.notified(1 << index)
-                did = True
-        return did
+        found = [each for each in self.polled if each[3].has_work()]
+        for each in found:
+            self.serve_ring(*each)
+        return bool(found)
+
+    def serve_ring(self, transport: Transport, index: int, queue: Queue, ring: Ring) -> None:
+        """A request came into a ring that we look at.  The queue may have got another ring meanwhile, after a reset."""
+        ring.forget()
+        transport.notified(1 << index)
 
     def end_polling(self) -> bool:
         """Have drivers notify again; True when one did not, for it put something in just before."""
-        missed = False
-        for queue, (transport, index) in self.polled.items():
-            if not queue.end_polling():
-                transport.notified(1 << index)
-                missed = True
+        missed = [each for each in self.polled if each[2].polled and not each[2].end_polling()]
         self.polled.clear()
-        return missed
+        for transport, index, _, _ in missed:
+            transport.notified(1 << index)
+        return bool(missed)
 
     def spin(self) -> bool:
         """Wait without sleeping, for as long as that has paid lately; True when there is work."""
         if not self.polling.now:
             return False
-        count = 0
-        for queue in self.polled:
-            if watch := queue.watch():
-                place = self.watches[count]
-                place.place, place.mask, place.value, place.equal = watch
-                place.place += regions.HOST
-                count += 1
-        watches = ctypes.addressof(self.watches)
-        place, value = (TX_HEAD, py_load32(TX_TAIL)) if self.serial else (self.asleep, 0)
-        return bool(window_poll(self.number, watches, count, place, value, self.polling.now)) and self.has_work()
+        until = time.monotonic_ns() + LOOK_ROUND
+        while True:
+            place, value = (TX_HEAD, py_load32(TX_TAIL)) if self.serial else (self.asleep, 0)
+            found = window_poll(self.number, self.watches_at, len(self.polled), place, value, self.polling.now)
+            if found < 2:
+                return found == 1 and self.has_work()
+            self.serve_ring(*self.polled[found - 2])
+            if self.with_host or self.others or time.monotonic_ns() > until:
+                return True
 
     def has_work(self) -> bool:
         """Whether a hart has left something to do."""
-        if window_has_work(self.number) or is_ending() or any(queue.has_work() for queue in self.polled):
+        if window_has_work(self.number) or is_ending() or any(each[3].has_work() for each in self.polled):
             return True
         return self.serial is not None and self.serial.has_work()
 

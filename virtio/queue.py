@@ -12,7 +12,7 @@ from virtio.features import EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED
 from virtio.packed import PackedRing
 from virtio.ram import QueueError, Ram
 from virtio.request import Request, size_of, take
-from virtio.ring import Ring, Watch
+from virtio.ring import MAX_SIZE, Ring
 from virtio.split import SplitRing
 
 __all__ = ["Queue", "QueueError", "Ram", "Request", "size_of", "take"]
@@ -32,22 +32,23 @@ class Queue:
     driver told by `signal` when the device is done for now, once for all that was given back until then.
     """
 
-    ring: Ring
+    ring: Ring = None  # type: ignore[assignment]  # as soon as the driver has set it up
     polled = False  # somebody looks at the ring all the time: the driver is spared its notifications
-    awaits = False  # the device has taken all there is, and wants what comes next
     pending = False  # something was given back that the driver has not been told of
     unsignalled: list["Queue"] | None = None
 
     def __init__(self, ram: Ram, maximum: int = 256, interrupt: Callable[[], None] = _nothing) -> None:
-        self.ram, self.maximum, self.interrupt = ram, maximum, interrupt
+        self.ram, self.maximum, self.interrupt = ram, min(maximum, MAX_SIZE), interrupt
         self.outstanding: dict[int, Request] = {}  # by head, in the order in which they came
         self.reset()
 
     def reset(self) -> None:
         """As it is before the driver sets it up.  What a back-end still holds is the driver's again."""
         self.size = self.descriptors = self.driver = self.device = 0
-        self.ready = self.polled = self.awaits = self.pending = False
+        self.ready = self.polled = self.pending = False
         self.accept(0)
+        if self.ring:
+            self.ring.forget()
         for request in self.outstanding.values():
             request.forget()
         self.outstanding = {}
@@ -89,10 +90,7 @@ class Queue:
 
     def arm(self) -> bool:
         """Ask to be notified of the next request; False when one is there already."""
-        if not self.ready:
-            return True
-        self.awaits = self.ring.is_empty() if self.polled else self.ring.arm()
-        return self.awaits
+        return not self.ready or self.ring.arm(not self.polled)
 
     def begin_polling(self) -> None:
         """The caller looks at the ring from now on (`has_work`, or what `watch` names)."""
@@ -103,20 +101,30 @@ class Queue:
     def end_polling(self) -> bool:
         """Have the driver notify again; False when there is a request already."""
         self.polled = False
-        return not self.awaits or self.arm()
+        return not self.awaits() or self.arm()
+
+    def awaits(self) -> bool:
+        """Whether the device has taken all there was, and wants what comes next."""
+        return self.ready and self.ring.awaits()
 
     def has_work(self) -> bool:
         """Whether a request has come that the device waits for."""
-        return self.ready and self.awaits and not self.ring.is_empty()
-
-    def watch(self) -> Watch | None:
-        """Where `has_work` looks."""
-        return self.ring.watch() if self.ready and self.awaits else None
+        return self.ready and self.ring.has_work()
 
     def disarm(self) -> None:
         """Spare the driver its notifications until `arm`; with event indices it already sends none."""
         if self.ready:
             self.ring.disarm()
+
+    def give_back(self, request: Request, written: int) -> None:
+        """Give one chain back: `finish` without what it rarely needs."""
+        if self.in_order or self.ram.reservations.watched:
+            self.finish([(request, written)])
+        elif self.ready and self.outstanding.get(request.head) is request:
+            del self.outstanding[request.head]
+            request.written = written
+            self.ring.push_one(request)
+            self._given_back()
 
     def finish(self, batch: list[tuple[Request, int]]) -> None:
         """Give chains back, with how much was written into each: the driver sees all of them at once, or none.
@@ -124,11 +132,13 @@ class Queue:
         A frame in several buffers needs that, and it is at most one interrupt.  With IN_ORDER what is done early waits
         for what came before it.  Requests of before a reset are nobody's: the rings are the driver's again.
         """
+        watched = self.ram.reservations.watched  # which is rare, and asking for each would cost something
         valid = [(request, written) for request, written in batch if self._is_outstanding(request)]
         for request, written in valid:
             request.written = written
-            for address, size in request.ranges:
-                self.ram.wrote(address, size)
+            if watched:
+                for address, size in request.ranges:
+                    self.ram.wrote(address, size)
         due = self._due() if self.in_order else [request for request, _ in valid]
         if due and self.ready:
             for request in due:
@@ -142,7 +152,7 @@ class Queue:
         elif not self.pending:
             self.pending, self.since = True, time.monotonic_ns()
             self.unsignalled.append(self)
-        elif time.monotonic_ns() - self.since > BATCH_NS or 2 * self.ring.unsignalled > self.ring.size:
+        elif time.monotonic_ns() - self.since > BATCH_NS or 2 * self.ring.unsignalled() > self.ring.size:
             self.since = time.monotonic_ns()
             self._interrupt()
 

@@ -7,9 +7,6 @@ from virtio.ram import QueueError
 if TYPE_CHECKING:
     from virtio.queue import Queue
 
-WRITE = 2  # a descriptor's flag: the device writes there
-MOST = 1 << 32  # bytes of a request (virtio 1.3, 2.7.5)
-
 
 class Request:
     """A descriptor chain: what the driver offers, until `done` gives it back."""
@@ -22,28 +19,12 @@ class Request:
         self.readable: list[memoryview] = []
         self.writable: list[memoryview] = []
         self.ranges: list[tuple[int, int]] = []  # addresses and sizes of what is writable
-        self.room = MOST
         self.written: int | None = None  # how much, when it is done
-
-    def add(self, address: int, length: int, flags: int) -> None:
-        """One more piece of the chain, as a descriptor has it."""
-        view = self.queue.ram.view(address, length)
-        self.room -= length
-        if self.room < 0:
-            raise QueueError(f"a chain of more than {MOST} bytes")
-        if flags & WRITE:
-            if length:
-                self.writable.append(view)
-                self.ranges.append((address, length))
-        elif self.writable:
-            raise QueueError("a descriptor to be read follows one to be written")
-        elif length:
-            self.readable.append(view)
 
     def read(self, count: int) -> bytes:
         """Take up to `count` bytes off the front of `readable`."""
-        if self.readable and len(first := self.readable[0]) > count:
-            self.readable[0] = first[count:]
+        if self.readable and len(first := self.readable[0]) >= count:
+            self.readable[:1] = [first[count:]] if len(first) > count else []
             return bytes(first[:count])
         return b"".join(bytes(part) for part in take(self.readable, count))
 
@@ -72,7 +53,7 @@ class Request:
 
     def done(self, written: int) -> None:
         """Give the chain back: `written` bytes from the front of the writable part are valid."""
-        self.queue.finish([(self, written)])
+        self.queue.give_back(self, written)
 
     def forget(self) -> None:
         """The queue was reset: the buffers are the driver's again, and `done` does nothing any more."""

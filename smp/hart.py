@@ -135,6 +135,7 @@ class Hart(Layout):
     interrupts: u64
     ipis: u64
     wfi_ns: u64
+    wfi_spin: u64  # ns that the next wfi spins before it sleeps
     chain_misses: u64  # blocks looked up because translated code did not know where to go on
     slow_accesses: u64  # loads and stores of translated code that missed the TLB
     slow_steps: u64  # instructions of translated code that the interpreter's handlers executed

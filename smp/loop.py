@@ -3,7 +3,7 @@
 from mem.atomics import aload32, fetch_and32, now_ns
 from mem.clock import ns_until
 from mem.machine import Machine
-from mem.mailbox import ALARM_START, mailbox, sleep
+from mem.mailbox import ALARM_START, mailbox, relax, sleep
 from mem.native import native, ref
 from mem.regions import MACHINE
 from smp.alarm import heed
@@ -17,6 +17,7 @@ from smp.trap import due_interrupt, pending, take_trap, timer_deadline
 QUANTUM = 20_000  # instructions between two looks at the clock: some 100 us
 FEW = 20  # instructions that the interpreter runs where the translator can't
 LONGEST_SLEEP = 1_000_000_000
+SPIN_FIRST, SPIN_MOST = 4_000, 60_000  # ns that a hart spins before it sleeps, where that has lately been enough
 
 
 @native
@@ -40,8 +41,36 @@ def wait_for_interrupt(h: Hart) -> None:
         return
     started = now_ns()
     left = ns_until(timer_deadline(h))
-    sleep(h.id, left if left < LONGEST_SLEEP else LONGEST_SLEEP)
+    if not spin_for_alarm(h, left if left < h.wfi_spin else h.wfi_spin):
+        sleep(h.id, left if left < LONGEST_SLEEP else LONGEST_SLEEP)
+    learn_to_spin(h, now_ns() - started)
     h.wfi_ns += now_ns() - started
+
+
+@native
+def spin_for_alarm(h: Hart, limit: int) -> int:
+    """Wait for the alarm without sleeping; the hart counts as running meanwhile, for the alarm ends it."""
+    if limit == 0 or Machine.at(MACHINE).crowded:
+        return 0
+    alarm = ref(mailbox(h.id).alarm)
+    deadline = now_ns() + limit
+    spins = 0
+    while now_ns() < deadline:
+        if aload32(alarm):
+            return 1
+        relax(spins)
+        spins += 1
+    return 0
+
+
+@native
+def learn_to_spin(h: Hart, waited: int) -> None:
+    """Spin longer if a little longer would have been enough; an idle hart learns not to."""
+    if waited > SPIN_MOST:
+        h.wfi_spin >>= 2
+    elif waited > h.wfi_spin:
+        longer = 2 * h.wfi_spin if h.wfi_spin else SPIN_FIRST
+        h.wfi_spin = longer if longer < SPIN_MOST else SPIN_MOST
 
 
 @native

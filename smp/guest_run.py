@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -75,10 +77,19 @@ def run(
         if status:
             return status
         found = read_status(Path(folder, "status"))
+    if found is None and reader_is_gone(1):
+        return 128 + signal.SIGPIPE
     if found is None:
         print("hartbeat: --run: the guest ended before the command did", file=sys.stderr)
         return LOST
     return found
+
+
+def reader_is_gone(fd: int) -> bool:
+    """Whether the descriptor is a pipe that nobody reads: then the machine has ended for it."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def read_status(path: Path) -> int | None:

@@ -15,7 +15,7 @@ from smp.iothreads import assign
 from smp.net_setup import open_networks
 from smp.virtio_options import USERS, slot_of
 from virtio.blk import Block
-from virtio.chardev import Chardev, Stdio, Unix, open_file, open_pty
+from virtio.chardev import Chardev, Output, Stdio, Unix, open_file, open_pty
 from virtio.console import Console
 from virtio.device import Device
 from virtio.features import EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET
@@ -146,7 +146,7 @@ def chardev(end: SerialConfig, label: str) -> Chardev:
         "file": lambda: open_file(end.arg),
         "unix": lambda: Unix(end.arg),
         "pty": lambda: open_pty(label),
-        "fd": lambda: Stdio(mux=False, source=-1, sink=int(end.arg)),
+        "fd": lambda: Output(int(end.arg)),
         "null": Chardev,
         "none": Chardev,
     }

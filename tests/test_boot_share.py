@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -47,6 +48,16 @@ def test_output_is_passed_through_as_it_is_whatever_still_runs() -> None:
     script = "sleep 1000 & setsid sleep 1000 & cat /bin/busybox | head -c 100000; exit 0"
     status, out, _ = run(script, "-smp", "2")
     assert status == 0 and len(out) == 100_000 and out.startswith(b"\x7fELF")
+
+
+def test_it_ends_when_nobody_reads_its_output() -> None:
+    words = [sys.executable, "-m", "smp.guest", "boot", "-smp", "1", "--run", "yes"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.readline() == b"y\n"
+        process.stdout.close()
+        assert process.wait(TIMEOUT) == 128 + signal.SIGPIPE
+        assert process.stderr.read() == b""
 
 
 def test_a_guest_that_panics_says_so() -> None:

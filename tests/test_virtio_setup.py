@@ -19,7 +19,7 @@ from smp.config import (
 from smp.cpu import ConfigError
 from smp.io_setup import io_config
 from virtio.blk import Block
-from virtio.chardev import FdChardev, Stdio, Unix
+from virtio.chardev import FdChardev, Output, Stdio, Unix
 from virtio.features import EVENT_IDX
 from virtio.host_owners import MODELS, SameOwners
 from virtio.image import Image, Overlay
@@ -110,6 +110,21 @@ def test_a_descriptor_takes_output_and_keeps_its_mode(tmp_path: Path) -> None:
         assert serial.interest() == {} and serial.size() == (0, 0) and os.get_blocking(file.fileno())
         serial.close()
     assert (tmp_path / "out").read_bytes() == b"before after"
+
+
+def test_the_machine_ends_when_nobody_reads_a_descriptor() -> None:
+    ended: list[int] = []
+    reader, writer = os.pipe()
+    serial = io_config(MachineConfig(serials=(SerialConfig("fd", str(writer)),))).serial
+    assert isinstance(serial, Output)
+    serial.quit = lambda: ended.append(1)
+    serial.start()
+    serial.write(b"read")
+    assert os.read(reader, 10) == b"read" and not ended
+    os.close(reader)
+    serial.write(b"lost")
+    assert ended == [1]
+    os.close(writer)
 
 
 def test_what_the_host_refuses_is_one_line(tmp_path: Path) -> None:

@@ -227,6 +227,18 @@ class Stdio(FdChardev):
         self.stop()
 
 
+class Output(Stdio):
+    """Output to a descriptor of the caller's.  When nobody reads there any more, the machine ends: as by SIGPIPE."""
+
+    def __init__(self, sink: int) -> None:
+        super().__init__(mux=False, source=-1, sink=sink)
+
+    def lost(self, error: OSError) -> None:
+        super().lost(error)
+        if error.errno == errno.EPIPE:
+            self.quit()
+
+
 def save_terminal(fd: int) -> list[Any] | None:
     """The terminal's mode; None when it is no terminal."""
     return termios.tcgetattr(fd) if fd >= 0 and os.isatty(fd) else None

@@ -62,6 +62,7 @@ class FsdevConfig:
     readonly: bool = False
     multidevs: str = "warn"
     option: str = "-fsdev"
+    modes: tuple[int, int] = (0o600, 0o700)  # of files and folders on the host, where the guest's are mapped
 
 
 @dataclass(frozen=True)

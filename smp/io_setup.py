@@ -19,7 +19,7 @@ from virtio.chardev import Chardev, Output, Stdio, Unix, open_file, open_pty
 from virtio.console import Console
 from virtio.device import Device
 from virtio.features import EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET
-from virtio.host_owners import MODELS
+from virtio.host_owners import MODELS, MappedOwners
 from virtio.host_tree import HostTree
 from virtio.image import Image, Overlay
 from virtio.ninep import Ninep
@@ -113,8 +113,10 @@ def block(drive: DriveConfig, device: DeviceConfig, config: MachineConfig) -> Bl
 def share(given: DeviceConfig, folders: dict[str, FsdevConfig]) -> Ninep:
     """A shared folder."""
     folder = folders[given.get("fsdev")]
+    model = MODELS[folder.model]
+    owners = MappedOwners(*folder.modes) if model is MappedOwners else model()
     try:
-        tree = HostTree(folder.path, MODELS[folder.model](), folder.readonly, folder.multidevs)
+        tree = HostTree(folder.path, owners, folder.readonly, folder.multidevs)
     except OSError as error:
         text = f"{folder.option} {folder.path}: {error.strerror}"
         if error.errno == errno.EOPNOTSUPP:

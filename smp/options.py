@@ -340,10 +340,11 @@ OPTIONS: tuple[Option, ...] = (
            "security_model=none,multidevs=remap,path=FOLDER", read_share, True),
     Option(("virtfs",), "local,path=FOLDER,mount_tag=NAME,security_model=MODEL[,id=ID][,readonly=on]...",
            "a folder of the host and its virtio-9p device, which the guest mounts by NAME", read_virtfs, True),
-    Option(("fsdev",), "local,id=ID,path=FOLDER,security_model=MODEL[,readonly=on][,multidevs=remap|forbid|warn]",
+    Option(("fsdev",), "local,id=ID,path=FOLDER,security_model=MODEL[,readonly=on][,multidevs=...][,fmode=..,dmode=..]",
            "a folder for a -device virtio-9p-device,fsdev=ID. MODEL none: files have the guest's modes; passthrough: "
-           "its owners too (root may); mapped-xattr: both are extended attributes. multidevs: for folders with several "
-           "file systems in them", read_fsdev, True),
+           "its owners too (root may); mapped-xattr: both are extended attributes, and the host's modes are fmode=0600 "
+           "and dmode=0700. multidevs=remap|forbid|warn is for folders with several file systems in them",
+           read_fsdev, True),
     Option(("device",), "DRIVER[,PROPERTY=VALUE...]", "a device; -device help lists them", read_device, True),
     Option(("netdev",), "user|tap|stream|dgram|socket|hubport,id=ID[,PROPERTY=VALUE...]",
            "the host's end of a network card; -netdev help lists the properties", each("netdevs", read_netdev), True),

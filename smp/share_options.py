@@ -1,5 +1,6 @@
 """-fsdev, -virtfs and -share: folders of the host that the guest mounts, in QEMU's words."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from smp.option_text import one_of, pairs, path, split_commas, switch
 
 MODELS = ("none", "passthrough", "mapped-xattr", "mapped")  # as in virtio/host_owners.py
 MULTIDEVS = ("remap", "forbid", "warn")
-OF_FOLDER = ("fsdriver", "id", "path", "security_model", "readonly", "multidevs")
+OF_FOLDER = ("fsdriver", "id", "path", "security_model", "readonly", "multidevs", "fmode", "dmode")
 SHARE_TAG = "share"
 
 
@@ -54,6 +55,8 @@ def _folder(option: str, text: str, given: dict[str, str]) -> FsdevConfig:
     model = given["security_model"]
     if model == "mapped-file":
         raise ConfigError(f"{option} security_model=mapped-file: not available; use security_model=mapped-xattr")
+    if not model.startswith("mapped") and (modes := [name for name in ("fmode", "dmode") if name in given]):
+        raise ConfigError(f"{option} {modes[0]}={given[modes[0]]}: is for security_model=mapped-xattr; leave it out")
     return FsdevConfig(
         Path(given["path"]),
         given["id"],
@@ -61,4 +64,12 @@ def _folder(option: str, text: str, given: dict[str, str]) -> FsdevConfig:
         switch(option, "readonly", given.get("readonly", "off")),
         one_of(f"{option} multidevs=", given.get("multidevs", "warn"), MULTIDEVS),
         option,
+        (_mode(option, "fmode", given.get("fmode", "0600")), _mode(option, "dmode", given.get("dmode", "0700"))),
     )
+
+
+def _mode(option: str, name: str, text: str) -> int:
+    """Permissions; octal as a leading 0 says, so that nobody's 644 is taken for decimal."""
+    if not re.fullmatch("0o?[0-7]{1,3}", text):
+        raise ConfigError(f"{option} {name}={text}: write permissions in octal, like {name}=0640")
+    return int(text.removeprefix("0o"), 8)

@@ -180,6 +180,8 @@ BAD = [
     ("-kernel kernel -virtfs local,path=folder,mount_tag=t,security_model=none,multidevs=yes", "yes remap"),
     ("-kernel kernel -virtfs local,path=folder,mount_tag=t,security_model=none,writeout=immediate", "writeout known"),
     ("-kernel kernel -virtfs local,path=folder,security_model=none,mount_tag=" + "t" * 32, "ttt 31"),
+    ("-kernel kernel -virtfs local,path=folder,mount_tag=t,security_model=mapped,dmode=750", "dmode=750 octal 0640"),
+    ("-kernel kernel -virtfs local,path=folder,mount_tag=t,security_model=none,fmode=0640", "fmode=0640 mapped-xattr"),
     ("-kernel kernel -fsdev local,path=folder,security_model=none", "id=NAME"),
     ("-kernel kernel -fsdev local,path=folder,security_model=none,id=f", "f -device"),
     ("-kernel kernel -device virtio-9p-device", "fsdev=ID"),

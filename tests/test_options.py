@@ -89,8 +89,8 @@ def test_nothing_given_is_the_default_machine():
             },
         ),
         (
-            ["-fsdev", "local,id=f,path=a,,b,security_model=mapped,readonly=on,multidevs=forbid"],
-            {"fsdevs": (FsdevConfig(Path("a,b"), "f", "mapped", True, "forbid"),)},
+            ["-fsdev", "local,id=f,path=a,,b,security_model=mapped,readonly=on,multidevs=forbid,fmode=0640"],
+            {"fsdevs": (FsdevConfig(Path("a,b"), "f", "mapped", True, "forbid", modes=(0o640, 0o700)),)},
         ),
         (
             ["-virtfs", "local,path=p,mount_tag=t,security_model=none", "-device", "virtio-9p-pci,fsdev=f,mount_tag=g"],

@@ -143,6 +143,14 @@ def test_a_shared_folder_has_its_tag_and_model(tmp_path: Path) -> None:
     assert MODELS.keys() == set(share_options.MODELS)
 
 
+def test_mapped_files_have_the_modes_asked_for(tmp_path: Path) -> None:
+    line = f"local,path={tmp_path},mount_tag=t,security_model=mapped-xattr,fmode=0640,dmode=0o751"
+    (device,) = io_config(options.parse(["-virtfs", line])).devices.values()
+    assert isinstance(device, Ninep)
+    owners = device.session.tree.owners
+    assert [owners.first_mode(mode) for mode in (0o100777, 0o40777, 0o120777)] == [0o640, 0o751, 0o640]
+
+
 def test_attributes_need_a_file_system_that_has_them() -> None:
     folder = FsdevConfig(Path("/proc"), "f", "mapped-xattr", readonly=True)
     device = DeviceConfig("virtio-9p-device", (("fsdev", "f"), ("mount_tag", "t")))

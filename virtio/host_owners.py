@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 from struct import Struct
 from typing import ClassVar, NamedTuple
 
@@ -111,10 +112,13 @@ class SameOwners(NoOwners):
 class MappedOwners(NoOwners):
     """security_model=mapped-xattr: owner, mode and device number are extended attributes, as QEMU writes them.
 
-    On the host every file is the user's own and has mode 0600 or 0700; links and special files are regular files.
+    On the host every file is the user's own and has one of two modes; links and special files are regular files.
     """
 
     maps = True
+
+    def __init__(self, file_mode: int = 0o600, folder_mode: int = 0o700) -> None:
+        self.file_mode, self.folder_mode = file_mode, folder_mode
 
     def attributes(self, path: bytes, found: os.stat_result) -> Attributes:
         try:
@@ -139,7 +143,7 @@ class MappedOwners(NoOwners):
         return int(layout.unpack(data)[0]) if len(data) == layout.size else otherwise
 
     def first_mode(self, mode: int) -> int:
-        return 0o700 if stat.S_ISDIR(mode) else 0o600
+        return self.folder_mode if stat.S_ISDIR(mode) else self.file_mode
 
     def check_special(self, mode: int) -> None:
         pass
@@ -171,7 +175,7 @@ class MappedOwners(NoOwners):
         return super().xattr_in_guest(name)
 
 
-MODELS: dict[str, type[NoOwners]] = {
+MODELS: dict[str, Callable[[], NoOwners]] = {
     "none": NoOwners,
     "passthrough": SameOwners,
     "mapped-xattr": MappedOwners,

@@ -128,6 +128,7 @@ class MachineConfig:
     netdevs: tuple[NetdevConfig, ...] = ()
     nics: tuple[tuple[NetdevConfig, DeviceConfig], ...] = ()
     objects: tuple[DeviceConfig, ...] = ()
+    rngs: tuple[str, ...] = ()  # ids of -object rng-random and rng-builtin
     iothreads: tuple[IothreadConfig, ...] = ()
     spread: int = 0  # more I/O processes, to which devices go in turn
     poll_max_ns: int | None = None
@@ -183,6 +184,7 @@ def check(config: MachineConfig) -> None:
     _check_shares(config)
     _check_consoles(config)
     _check_networks(config)
+    _check_rngs(config)
     _check_iothreads(config)
     _check_engine(config)
     if config.log_file is not None:
@@ -394,9 +396,19 @@ def _check_networks(config: MachineConfig) -> None:
     _check_unique("-object filter-dump,file", [os.path.realpath(dump.get("file")) for dump in config.objects])
 
 
+def _check_rngs(config: MachineConfig) -> None:
+    for device in config.devices:
+        name = device.get("rng")
+        if name and name not in config.rngs:
+            raise ConfigError(
+                f"-device {device.driver},rng={name}: no such object{near(name, config.rngs)} "
+                f"(add -object rng-random,id={name})"
+            )
+
+
 def _check_iothreads(config: MachineConfig) -> None:
     ids = [iothread.id for iothread in config.iothreads]
-    _check_unique("-object iothread,id", ids)
+    _check_unique("-object id", [*ids, *config.rngs])
     for device in config.devices:
         name = device.get("iothread")
         if name and name not in ids:

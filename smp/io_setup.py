@@ -14,7 +14,7 @@ from smp.cpu import ConfigError
 from smp.iothreads import assign
 from smp.net_setup import open_networks
 from smp.virtio_options import USERS, slot_of
-from virtio.blk import Block
+from virtio.blk import F_CONFIG_WCE, F_DISCARD, F_WRITE_ZEROES, Block
 from virtio.chardev import Chardev, Output, Stdio, Unix, open_file, open_pty
 from virtio.console import Console
 from virtio.device import Device
@@ -97,6 +97,9 @@ def place(made: list[Made]) -> dict[int, Made]:
     return taken
 
 
+BLOCK_BITS = {"config-wce": F_CONFIG_WCE, "discard": F_DISCARD, "write-zeroes": F_WRITE_ZEROES}
+
+
 def block(drive: DriveConfig, device: DeviceConfig, config: MachineConfig) -> Block:
     """A disk."""
     try:
@@ -107,7 +110,10 @@ def block(drive: DriveConfig, device: DeviceConfig, config: MachineConfig) -> Bl
     except OSError as error:
         raise ConfigError(f"-drive file {drive.file}: {error.strerror}; choose another file") from error
     queues = int(device.get("num-queues", "1"))
-    return Block(image, device.get("serial"), queues, device.get("write-cache", "on") == "on")
+    made = Block(image, device.get("serial"), queues, device.get("write-cache") != "off")
+    made.queue_sizes = (int(device.get("queue-size", "256")),) * queues
+    made.features &= ~sum(bit for name, bit in BLOCK_BITS.items() if device.get(name) == "off")
+    return made
 
 
 def share(given: DeviceConfig, folders: dict[str, FsdevConfig]) -> Ninep:

@@ -26,7 +26,7 @@ from smp.host import default_engine_text
 from smp.net_options import CARD, check_card, read_net, read_netdev, read_nic, read_object
 from smp.option_text import Help, escape, number, one_of, pairs, path, size, split_commas, switch
 from smp.share_options import read_fsdev, read_share, read_virtfs
-from smp.virtio_options import COMMON, OF_PCI, USERS, canonical, check_property, properties
+from smp.virtio_options import COMMON, OF_DRIVER, OF_PCI, USERS, Property, canonical, check_property, properties
 
 VERSION = "0.1.0"
 
@@ -194,11 +194,16 @@ def _device_help() -> Iterator[str]:
     for driver, own in DEVICES.items():
         yield f"  {driver}"
         yield from (f"    {name:14} {about}" for name, about in own.items())
+        yield from _property_help(OF_DRIVER.get(driver, {}))
     yield f"  {USERS}MODULE.CLASS   a device of your own (docs/BACKENDS.md); its properties are what the class takes"
     for title, table in (("all virtio devices", COMMON), ("a device written without -device", OF_PCI)):
         yield f"  {title}"
-        for name, row in table.items():
-            yield f"    {name:14} {row.about}{f' (default {row.default})' if row.default else ''}"
+        yield from _property_help(table)
+
+
+def _property_help(table: dict[str, Property]) -> Iterator[str]:
+    for name, row in table.items():
+        yield f"    {name:14} {row.about}{f' (default {row.default})' if row.default else ''}"
 
 
 def read_chardev(text: str) -> Fields:
@@ -289,6 +294,8 @@ def each(name: str, read: Callable[[str], tuple[Any, ...]]) -> Callable[[str], F
 def read_any_object(text: str) -> Fields:
     if split_commas(text)[0].removeprefix("qom-type=") == "iothread":
         return {"iothreads": (read_iothread(text),)}
+    if split_commas(text)[0].removeprefix("qom-type=") in ("rng-random", "rng-builtin"):
+        return {"rngs": (read_rng(text),)}
     return {"objects": read_object(text)}
 
 
@@ -299,6 +306,16 @@ def read_iothread(text: str) -> IothreadConfig:
         raise ConfigError(f"-object {text}: needs id=NAME")
     counts = {key.replace("-", "_"): number(f"-object iothread,{key}", given[key]) for key in names if key in given}
     return IothreadConfig(given["id"], **counts)
+
+
+def read_rng(text: str) -> str:
+    """Where random bytes come from; it is the host's kernel in any case."""
+    given = pairs("-object", text, "qom-type", ("qom-type", "id", "filename"))
+    if not given.get("id"):
+        raise ConfigError(f"-object {text}: needs id=NAME")
+    if "filename" in given:
+        one_of(f"-object {given['qom-type']},filename=", given["filename"], ("/dev/urandom", "/dev/random"))
+    return given["id"]
 
 
 def flag(**fields: Any) -> Callable[[str], Fields]:
@@ -351,10 +368,11 @@ OPTIONS: tuple[Option, ...] = (
     Option(("nic",), "none|user|tap|...[,model=virtio][,mac=ADDRESS][,PROPERTY=VALUE...]",
            "a -netdev and its card", each("nics", read_nic), True),
     Option(("net",), "none", "no network, as it is without this option", read_net),
-    Option(("object",), "filter-dump,id=ID,netdev=ID,file=FILE[,maxlen=BYTES][,queue=all|rx|tx]|"
-           "iothread,id=ID[,poll-max-ns=N]",
-           "filter-dump writes what passes a netdev to a file, as tcpdump does; iothread is an I/O process of its own "
-           "for the devices that name it, which spins for up to N ns before it sleeps (default 200000, 0: never)",
+    Option(("object",), "filter-dump|iothread|rng-random|rng-builtin,id=ID[,PROPERTY=VALUE...]",
+           "filter-dump,netdev=ID,file=FILE[,maxlen=BYTES][,queue=all|rx|tx] writes what passes a netdev to a file, "
+           "as tcpdump does; iothread[,poll-max-ns=N] is an I/O process of its own for the devices that name it, "
+           "which spins for up to N ns before it sleeps (default 200000, 0: never); rng-random and rng-builtin are "
+           "the host's random bytes, which a virtio-rng has without them too",
            read_any_object, True),
     Option(("chardev",), "stdio|pty|null|fd,fd=N|file,path=FILE|socket,path=FILE[,server=on,wait=off],id=ID",
            "the host's end of a virtconsole; fd is output to a descriptor that the command was started with",

@@ -15,6 +15,7 @@ USERS = "py:"  # before the module and class of a user's own device
 PCI = ("-pci-non-transitional", "-pci-transitional", "-pci")
 BUS = re.compile(r"virtio-mmio-bus\.([0-9]{1,3})")
 SWITCH = ("on", "off")
+QUEUE_SIZES = tuple(str(1 << n) for n in range(1, 11))
 ANY: tuple[str, ...] = ()
 
 
@@ -64,6 +65,21 @@ OF_PCI = {
     "ats":               Property("off: there is no IOMMU", ("off",), "off", "there is no IOMMU, leave it off"),
     "aer":               Property("off: there is no PCI", ("off",), remedy="there is no PCI, leave it off"),
 }
+OF_DRIVER = {
+    "virtio-blk-device": {
+        "write-cache":         Property("off: a write is finished when it lasts", ("on", "off", "auto"), "on"),
+        "config-wce":          Property("the driver may change that", default="on"),
+        "discard":             Property("the driver may give space back", default="on"),
+        "write-zeroes":        Property("the driver may ask for zeroes without sending them", default="on"),
+        "queue-size":          Property("entries of each queue", QUEUE_SIZES, "256"),
+        "logical_block_size":  Property("a disk has sectors of 512 bytes", ("0", "512")),
+        "physical_block_size": Property("a disk has sectors of 512 bytes", ("0", "512")),
+        "werror":              Property("the guest is told of errors", ("auto", "report")),
+        "rerror":              Property("the guest is told of errors", ("auto", "report")),
+        "share-rw":            Property("images are not locked"),
+    },
+    "virtio-rng-device": {"rng": Property("id of its -object rng-random or rng-builtin", ANY)},
+}
 # fmt: on
 
 
@@ -84,7 +100,7 @@ def properties(driver: str, mmio: bool) -> dict[str, Property]:
     """The properties beyond the device's own."""
     if not driver.endswith(MMIO) and not driver.startswith(USERS):
         return {}
-    return COMMON if mmio else COMMON | OF_PCI
+    return OF_DRIVER.get(driver, {}) | (COMMON if mmio else COMMON | OF_PCI)
 
 
 def check_property(driver: str, name: str, value: str, mmio: bool) -> None:

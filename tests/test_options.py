@@ -21,6 +21,7 @@ from smp.config import (
     MachineConfig,
     NetdevConfig,
     SerialConfig,
+    check,
 )
 from smp.cpu import parse_cpu
 
@@ -114,6 +115,7 @@ def test_nothing_given_is_the_default_machine():
             ["-object", "iothread,id=t,poll-max-ns=9,poll-grow=2,poll-shrink=0"],
             {"iothreads": (IothreadConfig("t", 9, 2, 0),)},
         ),
+        (["-object", "rng-random,filename=/dev/urandom,id=r"], {"rngs": ("r",)}),
         (["-M", "virt,iothreads=2,poll-max-ns=0"], {"spread": 2, "poll_max_ns": 0}),
         (["-nographic"], {"nographic": True}),
         (["-display", "none", "-monitor", "none"], {}),
@@ -398,3 +400,18 @@ def test_pci_is_said_to_be_absent_once_and_only_if_asked_for(tmp_path):
         say_unimplemented(parse(*asked, "-d", "unimp"), log.fileno())
         log.seek(0)
         assert log.read() == "unimp: the machine has no PCI: virtio-rng-pci on virtio-mmio\n"
+
+
+def test_a_command_line_that_was_written_for_qemu_is_taken(tmp_path):
+    (tmp_path / "disk").write_bytes(bytes(512))
+    (tmp_path / "kernel").write_bytes(b"\x6f\0\0\0")
+    line = f"""-M virt -accel tcg,thread=multi -smp 4 -m 2G -nographic -kernel {tmp_path}/kernel
+        -drive if=none,file={tmp_path}/disk,format=raw,id=hd0 -object iothread,id=io0,poll-max-ns=32768
+        -device virtio-blk-pci,drive=hd0,bus=pcie.0,addr=0x3,bootindex=1,iothread=io0,num-queues=4,queue-size=128
+        -object rng-random,filename=/dev/urandom,id=rng0 -device virtio-rng-pci,rng=rng0,disable-legacy=on,vectors=0
+        -device virtio-serial-pci,packed=on,id=bus0 -chardev null,id=c -device virtconsole,chardev=c"""
+    config = parse(*line.split())
+    check(config)
+    assert [device.driver for device in config.devices] == [
+        *("virtio-blk-device", "virtio-rng-device", "virtio-serial-device", "virtconsole")
+    ]

@@ -18,7 +18,7 @@ from smp.config import (
 )
 from smp.cpu import ConfigError
 from smp.io_setup import io_config
-from virtio.blk import Block
+from virtio.blk import F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_WRITE_ZEROES, Block
 from virtio.chardev import FdChardev, Output, Stdio, Unix
 from virtio.features import EVENT_IDX
 from virtio.host_owners import MODELS, SameOwners
@@ -63,6 +63,19 @@ def test_a_bus_names_the_slot_and_the_others_fill_what_is_free() -> None:
     assert sorted(io.devices) == [0, 1, 2, 31]
     with pytest.raises(ConfigError, match=r"virtio-mmio-bus\.31: is taken"):
         io_config(MachineConfig(devices=(last, last), serials=()))
+
+
+def test_a_disks_properties_are_what_the_driver_sees(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(1024))
+    names = ("write-cache", "config-wce", "discard", "write-zeroes")
+    properties = (("drive", "a"), ("queue-size", "64"), ("num-queues", "2"), *((name, "off") for name in names))
+    drives = (DriveConfig(tmp_path / "a", id="a", interface="none"),)
+    io = io_config(MachineConfig(drives=drives, devices=(DeviceConfig("virtio-blk-device", properties),), serials=()))
+    disk = io.devices[0]
+    assert isinstance(disk, Block)
+    assert disk.queue_sizes == (64, 64) and not disk.writeback
+    assert not disk.features & (F_CONFIG_WCE | F_DISCARD | F_WRITE_ZEROES) and disk.features & F_FLUSH
+    io.close()
 
 
 def test_devices_go_to_their_iothreads_and_the_others_in_turn() -> None:

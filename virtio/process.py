@@ -184,6 +184,8 @@ class IoProcess:
                 if now - self.looked > LOOK_ROUND:
                     self.look(0)
                     self.looked = now
+                    if self.serial:
+                        rtc_tick()  # sleep, which sees to the clock's alarm otherwise, may be far off
                 continue
             began = time.monotonic_ns()
             if not self.spin():

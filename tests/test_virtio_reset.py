@@ -118,7 +118,12 @@ def test_a_device_touches_nothing_after_a_reset(ram: Ram, tmp_path: Path, featur
             rig.kick(chance.randrange(2))
             time.sleep(chance.choice([0, 0, 0.0001, 0.0005]))
             given_back += sum(ring.has_used() for ring in rig.rings)
-            rig.write(Register.STATUS, 0)
+            if chance.random() < 0.5:
+                rig.write(Register.STATUS, 0)
+            for index in range(len(rig.rings)):  # or each queue alone; after a reset of all it does nothing
+                rig.write(Register.QUEUE_SEL, index)
+                rig.write(Register.QUEUE_RESET, 1)
+                assert rig.read(Register.QUEUE_READY) == 0
             for start in reused:
                 ram.view(start, len(mark))[:] = mark
             time.sleep(0.0005)

@@ -248,14 +248,14 @@ def test_a_process_that_spins_looks_at_the_rings_and_spares_the_driver_its_notif
         machine().ending = 0
         device = Rng()
         device.ring_features |= RING_PACKED
-        child = fork_io(IoConfig({0: device}, polling=[Polling(400_000_000, now=400_000_000)]))
+        child = fork_io(IoConfig({0: device}, polling=[Polling(900_000_000, now=900_000_000)]))
         rig = Hart(ram, device, 0).start(features)
         (ring,) = rig.rings
         rig.ask(8)
         for _ in range(5):
             ring.add(8)
             assert not ring.wants_notification()
-            wait(ring.has_used, 0.3)
+            wait(ring.has_used, 0.8)
             ring.collect()
         wait(lambda: machine().io_asleep)
         ring.add(8)

@@ -51,6 +51,13 @@ def process(function: Callable[[], object]) -> Iterator[None]:
         os.waitpid(child, 0)
 
 
+def is_early(began: float, seconds: float) -> bool:
+    """Whether a loop has not lasted that long; on a busy host it takes longer until enough has happened."""
+    lasted = time.monotonic() - began
+    assert lasted < 60
+    return lasted < seconds
+
+
 class Counter(Rng):
     """Its configuration is one byte, many times over; each look by `poll` changes it."""
 
@@ -76,9 +83,9 @@ def test_a_configuration_of_one_generation_is_of_one_piece(ram: Ram) -> None:
         time.sleep(0.00005)
 
     rig.rings[0].silence()
+    began = time.monotonic()
     with process(change):
-        deadline = time.monotonic() + 1.5
-        while time.monotonic() < deadline:
+        while is_early(began, 1.5) or not (len(seen) > 20 and torn > 20):
             before = rig.read(Register.CONFIG_GENERATION)
             data = {rig.read(Register.CONFIG + 8 * n, 8) for n in range(25)}
             if rig.read(Register.CONFIG_GENERATION) == before:
@@ -86,7 +93,6 @@ def test_a_configuration_of_one_generation_is_of_one_piece(ram: Ram) -> None:
                 seen |= data
             else:
                 torn += 1
-    assert len(seen) > 20 and torn > 20
     assert rig.interrupts() & 2
     assert finish(child) == 0
 
@@ -107,10 +113,10 @@ def test_a_device_touches_nothing_after_a_reset(ram: Ram, tmp_path: Path, featur
             window_write(1, 5, Register.QUEUE_NOTIFY, 4, index)
         time.sleep(0.0001)
 
+    began = time.monotonic()
     with process(notify):
-        deadline = time.monotonic() + 2
-        rounds = given_back = 0
-        while time.monotonic() < deadline:
+        given_back = 0
+        while is_early(began, 2) or given_back <= 10:
             rig.start(features | disk.features, size=chance.choice([8, 64]))
             for ring in rig.rings:
                 for _ in range(chance.randrange(3)):
@@ -129,8 +135,6 @@ def test_a_device_touches_nothing_after_a_reset(ram: Ram, tmp_path: Path, featur
             time.sleep(0.0005)
             for start in reused:
                 assert ram.view(start, len(mark)) == mark
-            rounds += 1
-    assert rounds > 50 and given_back > 10
     rig.start(features | disk.features)
     assert rig.ask(pack("<IIQ", Kind.IN, 0, 0), 512, 1)[0] == 513
     assert finish(child) == 0
@@ -151,9 +155,9 @@ def test_descriptors_that_change_while_they_are_read_reach_nothing_outside(ram: 
             ram.view(RINGS + 16 * chance.randrange(24), 16)[:] = chance.choice(values)
 
     errors = requests = 0
+    began = time.monotonic()
     with process(flip):
-        deadline = time.monotonic() + 2
-        while time.monotonic() < deadline:
+        while is_early(began, 2) or not (errors > 50 and requests > 50):
             for kind in (Ring, PackedRing):
                 queue = Queue(ram, 256)
                 ring: Any = kind(ram, 8)
@@ -166,7 +170,6 @@ def test_descriptors_that_change_while_they_are_read_reach_nothing_outside(ram: 
                         requests += 1
                 except QueueError:
                     errors += 1
-    assert errors > 50 and requests > 50
 
 
 class Fickle(Device):

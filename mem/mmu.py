@@ -1,4 +1,4 @@
-"""Address translation: PMP, page walks, and the software TLB that compiled code probes.
+"""Address translation: PMP, page walks, and loads and stores that missed the software TLB (mem/tlb.py).
 
 An access that finds its page in the current view's bank goes straight to host memory.  All others come here:
 `translate` follows the privileged manual (Supervisor-Level ISA, virtual address translation process), `fill`
@@ -14,29 +14,34 @@ from mem.atomics import (
     load16,
     load32,
     load64,
-    memory_set,
     store8,
     store16,
     store32,
     store64,
 )
 from mem.bus import bus_covers, bus_read, bus_write, is_plain, is_ram
-from mem.layout import Layout, layout, many, u8, u32, u64
 from mem.log import LOG_GUEST_ERRORS, NOTHING_THERE, log
 from mem.machine import Machine
-from mem.native import native, ref
+from mem.native import native
 from mem.regions import HOST, MACHINE
+from mem.tlb import (
+    EXECUTE,
+    MACHINE_MODE,
+    NO_FAULT,
+    PAGE_MASK,
+    PMP_ENTRIES,
+    READ,
+    SUPERVISOR,
+    TLB_ENTRIES,
+    USER,
+    WRITE,
+    Mmu,
+    View,
+    note_large,
+    remember,
+    second_level,
+)
 from mem.word import ctz, select, sra
-
-READ, WRITE, EXECUTE = range(3)
-USER, SUPERVISOR, MACHINE_MODE = 0, 1, 3
-PAGE_MASK = ~0xFFF & (1 << 64) - 1
-NO_FAULT = (1 << 64) - 1
-EMPTY = (1 << 64) - 1  # a tag that no masked address equals
-TLB_ENTRIES = 256
-SECOND_ENTRIES = 4096  # of the second level, in a bank
-VIEW_U, VIEW_S, VIEW_SUM, VIEW_M, VIEWS = range(5)
-
 
 PTE_V, PTE_R, PTE_W, PTE_X, PTE_U, PTE_G, PTE_A, PTE_D = (1 << n for n in range(8))
 PTE_RESERVED = 0x7F << 54
@@ -46,164 +51,6 @@ PPN_MASK = (1 << 44) - 1
 ADUE, PBMTE = 1 << 61, 1 << 62  # menvcfg
 
 PMP_R, PMP_W, PMP_X, PMP_LOCK = 1, 2, 4, 0x80
-PMP_ENTRIES = 16
-
-
-@layout
-class Entry(Layout):
-    """A page: `tag` its virtual address, host address = virtual address + addend."""
-
-    tag: u64
-    addend: u64
-
-
-@layout
-class Bank(Layout):
-    """Translations for one kind of access in one view, indexed by the lowest bits of the page number."""
-
-    entries: list[Entry] = many(TLB_ENTRIES)
-
-
-@layout
-class View(Layout):
-    """What loads and stores see at one privilege (U, S, S with SUM, M)."""
-
-    read: Bank
-    write: Bank
-
-
-@layout
-class SecondBank(Layout):
-    """The second level for one kind of access: the translations of all views that `fill` has put into the first.
-
-    A tag is a page's virtual address and, in the bits of the offset, a stamp: the view and the flushes so far.  So a
-    flush makes the entries old without touching them.
-    """
-
-    flushes: u64  # since the entries were last cleared, times FLUSH
-    entries: list[Entry] = many(SECOND_ENTRIES)
-
-
-@layout
-class Mmu(Layout):
-    """A hart's translation state; belongs to its hart alone."""
-
-    data: u64  # host address of the view that loads and stores use now
-    first_view: u64  # host address of the hart's views, which a copy of this record shares
-    cause: u64  # exception of the last access, or NO_FAULT
-    tval: u64
-    hart: u32
-    privilege: u32  # current mode
-    data_privilege: u32  # of loads and stores: differs under MPRV
-    sum: u32  # mstatus.SUM
-    mxr: u32  # mstatus.MXR
-    uniform: u32  # scratch: whether PMP gave the same answer for the whole page
-    satp: u64
-    menvcfg: u64
-    large_base: u64  # all superpages ever cached since the last flush lie where (va & large_mask) == large_base
-    large_mask: u64
-    misses: u64
-    second_hits: u64  # misses that the second level answered
-    walks: u64
-    page_bits: u64  # scratch: log2 of the size of the page that the last walk ended at
-    writable: u64  # scratch: whether the last walk allows caching for this access
-    pmpaddr: list[u64] = many(PMP_ENTRIES)
-    pmpcfg: list[u8] = many(PMP_ENTRIES)
-    views: list[View] = many(VIEWS)
-    second_read: SecondBank
-    second_write: SecondBank
-
-
-VIEW_BYTES = View.sizeof()
-WRITE_BANK = View.offset("write")
-BANK_BYTES = Bank.sizeof()
-VIEW_SHIFT = VIEW_BYTES.bit_length() - 1
-assert VIEW_BYTES == 1 << VIEW_SHIFT
-SECOND_BYTES = Entry.sizeof() * SECOND_ENTRIES
-FLUSH = 4  # a stamp: the view in the lowest two bits, flushes above
-STAMPS = (1 << 12) - FLUSH  # one less than there is room for: the last page's tag must not become EMPTY
-assert VIEWS <= FLUSH
-
-
-@native
-def flush_second(bank: SecondBank) -> None:
-    """Make all entries old; when the stamps are used up, the entries go, so that none of the first time comes back."""
-    bank.flushes += FLUSH
-    if bank.flushes >= STAMPS:
-        memory_set(ref(bank.entries), 0xFF, SECOND_BYTES)
-        bank.flushes = 0
-
-
-@native(inline=True)
-def view_in_use(mmu: Mmu) -> int:
-    """Which view `data` is: translated code changes that alone, when it sets SUM."""
-    return (mmu.data - mmu.first_view) >> VIEW_SHIFT
-
-
-@native(inline=True)
-def second_index(va: int, view: int) -> int:
-    """A page's place depends on the view, so that the kernel's own accesses to a page don't displace its user's."""
-    return ((va >> 12) + view * (SECOND_ENTRIES // VIEWS)) & (SECOND_ENTRIES - 1)
-
-
-@native
-def flush_all(mmu: Mmu) -> None:
-    """Forget all translations of loads and stores."""
-    memory_set(ref(mmu.views), 0xFF, VIEW_BYTES * VIEWS)
-    flush_second(mmu.second_read)
-    flush_second(mmu.second_write)
-    mmu.large_mask = 0
-    mmu.large_base = NO_FAULT
-
-
-@native
-def flush_writes(mmu: Mmu) -> None:
-    """Forget the translations of stores, in both levels: a page became watched."""
-    for view in range(VIEWS):
-        memory_set(ref(mmu.views[view]) + WRITE_BANK, 0xFF, BANK_BYTES)
-    flush_second(mmu.second_write)
-
-
-@native
-def flush_page(mmu: Mmu, va: int) -> None:
-    """Forget the translations that the leaf entry of this address gave.
-
-    A superpage is cached as 4 KiB pieces, so an address inside one costs a full flush.
-    """
-    if va & mmu.large_mask == mmu.large_base:
-        flush_all(mmu)
-        return
-    index = (va >> 12) & (TLB_ENTRIES - 1)
-    for view in range(VIEWS):
-        mmu.views[view].read.entries[index].tag = EMPTY
-        mmu.views[view].write.entries[index].tag = EMPTY
-        second = second_index(va, view)
-        mmu.second_read.entries[second].tag = EMPTY
-        mmu.second_write.entries[second].tag = EMPTY
-
-
-@native
-def note_large(mmu: Mmu, va: int, bits: int) -> None:
-    """Widen the one region that holds all cached superpages."""
-    mask = (NO_FAULT << bits) & NO_FAULT
-    if mmu.large_base == NO_FAULT:
-        mmu.large_mask = mask
-    else:
-        mmu.large_mask &= mask
-        while (va ^ mmu.large_base) & mmu.large_mask:
-            mmu.large_mask = mmu.large_mask << 1
-    mmu.large_base = va & mmu.large_mask
-
-
-@native
-def choose_view(mmu: Mmu) -> None:
-    """Point `data` at the bank for the current privilege of loads and stores."""
-    view = VIEW_M
-    if mmu.data_privilege == USER:
-        view = VIEW_U
-    elif mmu.data_privilege == SUPERVISOR:
-        view = VIEW_SUM if mmu.sum else VIEW_S
-    mmu.data = ref(mmu.views[view])
 
 
 # Physical memory protection (privileged manual, "Physical Memory Protection")
@@ -424,35 +271,7 @@ def fill(mmu: Mmu, va: int, pa: int, access: int) -> None:
         return
     if mmu.page_bits > 12:
         note_large(mmu, va, mmu.page_bits)
-    put_first(mmu, va, HOST + pa - va, access)
-    bank = mmu.second_write if access == WRITE else mmu.second_read
-    view = view_in_use(mmu)
-    entry = bank.entries[second_index(va, view)]
-    entry.tag = va & PAGE_MASK | bank.flushes | view
-    entry.addend = HOST + pa - va
-
-
-@native(inline=True)
-def put_first(mmu: Mmu, va: int, addend: int, access: int) -> None:
-    """Make it an entry of the bank in use."""
-    view = View.at(mmu.data)
-    index = (va >> 12) & (TLB_ENTRIES - 1)
-    entry = view.write.entries[index] if access == WRITE else view.read.entries[index]
-    entry.tag = va & PAGE_MASK
-    entry.addend = addend
-
-
-@native
-def second_level(mmu: Mmu, va: int, access: int) -> int:
-    """The physical address that the second level has, or NO_FAULT; what it has goes to the first."""
-    bank = mmu.second_write if access == WRITE else mmu.second_read
-    view = view_in_use(mmu)
-    entry = bank.entries[second_index(va, view)]
-    if entry.tag != va & PAGE_MASK | bank.flushes | view:
-        return NO_FAULT
-    mmu.second_hits += 1
-    put_first(mmu, va, entry.addend, access)
-    return va + entry.addend - HOST
+    remember(mmu, va, pa, access)
 
 
 @native

@@ -15,12 +15,13 @@ from mem.mailbox import (
     relax,
     serve,
 )
-from mem.mmu import flush_writes
 from mem.native import native, ref
 from mem.regions import MACHINE
+from mem.tlb import flush_writes
 from smp.codecache import next_epoch
 from smp.hart import Hart
-from smp.trap import end_sequence, flush_fetch, flush_jumps, flush_translations
+from smp.spaces import flush_fetch, flush_jumps, flush_translations
+from smp.trap import end_sequence
 
 ANSWERED = ALARM_TLB | ALARM_FENCE_I | ALARM_WATCH | ALARM_SERVE
 

@@ -8,14 +8,15 @@ from mem.image import Boot
 from mem.log import LOG_EXEC, LOG_GUEST_ERRORS, LOG_INT, LOG_UNIMP
 from mem.machine import Machine, machine
 from mem.memmap import RAM_BASE
-from mem.mmu import NO_FAULT, Mmu
 from mem.regions import HART_STRIDE, HARTS, MAILBOXES, Regions
+from mem.tlb import NO_FAULT, Mmu
 from smp.config import MachineConfig
 from smp.cpu import EXT_C, EXT_SVPBMT, ConfigError
 from smp.hart import DECODED_PAGES, MACHINE, NEVER, SUPERVISOR, Hart, hart_record
 from smp.host import untranslatable
 from smp.sbi import STARTED, STOPPED
-from smp.trap import STCE, flush_translations, update_view
+from smp.spaces import reset_spaces
+from smp.trap import STCE, update_view
 
 LOG_BITS = {"int": LOG_INT, "exec": LOG_EXEC, "guest_errors": LOG_GUEST_ERRORS, "unimp": LOG_UNIMP}
 A0, A1, A2 = 10, 11, 12
@@ -68,7 +69,6 @@ def write_hart(config: MachineConfig, boot: Boot, number: int) -> None:
     h = hart_record(number)
     box = MAILBOXES + number * Mailbox.sizeof()
     h.id = h.mmu.hart = number
-    h.mmu.first_view = HARTS + number * HART_STRIDE + Hart.offset("mmu") + Mmu.offset("views")
     h.alarm = box + Mailbox.offset("alarm")
     h.pc = boot.pc
     h.x[A0], h.x[A1], h.x[A2] = number, boot.dtb, boot.info
@@ -81,9 +81,7 @@ def write_hart(config: MachineConfig, boot: Boot, number: int) -> None:
     h.step = "exec" in config.log
     if boot.mode == "S":
         hand_over(config, h, Mailbox.at(box), first=number == 0)
-    for bank in range(3):
-        h.jumps_used[bank] = 1
-    flush_translations(h)
+    reset_spaces(h, HARTS + number * HART_STRIDE + Hart.offset("mmu") + Mmu.offset("views"))
     update_view(h)
 
 

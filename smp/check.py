@@ -13,9 +13,10 @@ import ctypes
 from mem.atomics import load8, memory_compare, memory_copy, store8
 from mem.bus import bus_covers, is_plain, is_ram
 from mem.layout import Layout, layout, many, u64
-from mem.mmu import EXECUTE, NO_FAULT, PAGE_MASK, READ, WRITE, Mmu, flush_second, pmp_allows, translate
+from mem.mmu import pmp_allows, translate
 from mem.native import native, ref, table
 from mem.regions import CHECK, CHECK_BYTES, HOST, STEPS, map_fixed
+from mem.tlb import EXECUTE, NO_FAULT, PAGE_MASK, READ, WRITE, Mmu, flush_second
 from mem.word import sext32
 from smp.code import STEP_END, Slot, fetch_page, handler_of
 from smp.csr import CSRS
@@ -23,6 +24,7 @@ from smp.decode import LIST, NO_ROW, decode_into, find_row, length_of, put_opera
 from smp.hart import FETCH_ENTRIES, FS, Hart
 from smp.interpreter import run_quantum
 from smp.row import ROWS, Kind
+from smp.spaces import code_bank
 from smp.translated import run_translated, step_one, widened
 
 WINDOW = 64  # instructions foretold at a time
@@ -104,8 +106,7 @@ def cast_shadow(h: Hart) -> Hart:
     memory_copy(ref(window().shadow), ref(h.x), COPIED)
     memory_copy(ref(shadow.mmu), ref(h.mmu), VIEWS)
     # Flushes of the hart's second level don't come to this one.
-    flush_second(shadow.mmu.second_read)
-    flush_second(shadow.mmu.second_write)
+    flush_second(shadow.mmu, shadow.mmu.space)
     return shadow
 
 
@@ -114,7 +115,7 @@ def fetch(h: Hart, shadow: Hart) -> int:
     """Physical address of the shadow's next instruction, or 0."""
     pc = shadow.pc
     privilege = shadow.privilege
-    bank = h.code_banks[2 if privilege == 3 else privilege]
+    bank = h.code_banks[code_bank(h, privilege)]
     entry = bank.entries[(pc >> 12) & (FETCH_ENTRIES - 1)]
     page = entry.page
     if entry.tag != pc & PAGE_MASK:

@@ -11,20 +11,12 @@ from mem import regions
 from mem.atomics import load16, memory_compare, memory_copy, store64
 from mem.layout import Layout, layout, u8, u32, u64
 from mem.machine import Machine
-from mem.mmu import (
-    EXECUTE,
-    NO_FAULT,
-    PAGE_MASK,
-    access_fault,
-    fault,
-    is_ram,
-    note_large,
-    pmp_allows,
-    translate,
-)
+from mem.mmu import access_fault, fault, is_ram, pmp_allows, translate
 from mem.native import emitted, native
 from mem.regions import HOST
-from smp.hart import DECODED_PAGES, FETCH_ENTRIES, Hart
+from mem.tlb import EXECUTE, NO_FAULT, PAGE_MASK, note_large
+from smp.hart import CODE_BANKS, DECODED_PAGES, FETCH_ENTRIES, Hart
+from smp.spaces import code_bank
 
 SLOT = 16  # bytes
 SLOTS = 2048
@@ -122,7 +114,7 @@ def decoded_page(h: Hart, ppn: int) -> int:
 @native
 def forget_base(h: Hart, base: int) -> None:
     """No virtual page may lead to this decoded page any more."""
-    for bank in range(3):
+    for bank in range(CODE_BANKS):
         for i in range(FETCH_ENTRIES):
             if h.fetch_banks[bank].entries[i].page == base:
                 h.fetch_banks[bank].entries[i].tag = NO_FAULT
@@ -148,8 +140,8 @@ def enter(h: Hart) -> int:
     if pc & h.misaligned:
         return fault(h.mmu, 0, pc)
     index = (pc >> 12) & (FETCH_ENTRIES - 1)
-    bank = h.fetch_banks[2 if h.privilege == 3 else h.privilege]
-    entry = bank.entries[index]
+    bank = code_bank(h, h.privilege)
+    entry = h.fetch_banks[bank].entries[index]
     if entry.tag != pc & PAGE_MASK:
         page = fetch_page(h, pc)
         if h.mmu.cause != NO_FAULT:
@@ -162,6 +154,7 @@ def enter(h: Hart) -> int:
             return base + (pc & 0xFFE) * (SLOT // 2)
         entry.tag = pc & PAGE_MASK
         entry.page = base
+        h.codes_used[bank] = 1
     return entry.page + (pc & 0xFFE) * (SLOT // 2)
 
 

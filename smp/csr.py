@@ -40,7 +40,8 @@ from smp.hart import (
     UXL,
     Hart,
 )
-from smp.trap import STCE, flush_translations, pending, timers_due, update_view
+from smp.spaces import flush_translations, switch_space
+from smp.trap import STCE, pending, timers_due, update_view
 
 ALL = (1 << 64) - 1
 ADUE, PBMTE = 1 << 61, 1 << 62
@@ -390,14 +391,14 @@ def read_satp(h: Hart) -> int:
 
 @native
 def write_satp(h: Hart, value: int) -> None:
-    """A mode that the machine lacks leaves the register as it is; there are no ASIDs."""
+    """A mode that the machine lacks leaves the register as it is; ASIDs have all their 16 bits."""
     mode = value >> 60
     if mode == 0:
         value = 0
     elif mode < 8 or mode - 5 > Machine.at(MACHINE_RECORD).mmu_levels:
         return
-    h.mmu.satp = value & (15 << 60 | (1 << 44) - 1)
-    flush_translations(h)
+    switch_space(h, value)
+    update_view(h)
 
 
 @native

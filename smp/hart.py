@@ -1,13 +1,15 @@
 """The hart record: everything that belongs to one hart, at a fixed host address, written by its process alone."""
 
 from mem.layout import Layout, layout, many, u32, u64
-from mem.mmu import Mmu
 from mem.regions import HART_STRIDE, HARTS, MAX_HARTS
+from mem.tlb import SPACES, Mmu
 
 SINK = 32  # register number that stands for x0 as a destination: nothing reads it
 FETCH_ENTRIES = 256
 DECODED_PAGES = 512
 JUMP_ENTRIES = 1024  # of each privilege's jump cache
+CODE_BANKS = 2 * SPACES + 1
+PAGE_WORDS = 8  # of the bits that say from which pages a jump cache has entries
 NEVER = (1 << 64) - 1
 
 USER, SUPERVISOR, MACHINE = 0, 1, 3
@@ -143,10 +145,13 @@ class Hart(Layout):
     tickets: list[u64] = many(MAX_HARTS)  # of the requests under way
     page_ppn: list[u64] = many(DECODED_PAGES)  # physical page held by each decoded page, or NEVER
     page_generation: list[u64] = many(DECODED_PAGES)
-    fetch_banks: list[FetchBank] = many(3)  # U, S, M
-    code_banks: list[FetchBank] = many(3)  # physical pages of code, for the translator
-    jumps_used: list[u64] = many(3)  # whether a jump cache has entries
-    jump_banks: list[JumpEntry] = many(3 * JUMP_ENTRIES)  # U, S, M
+    # Where code lies: U and S of each address space, and M (`code_bank`)
+    fetch_banks: list[FetchBank] = many(CODE_BANKS)
+    code_banks: list[FetchBank] = many(CODE_BANKS)  # physical pages of code, for the translator
+    codes_used: list[u64] = many(CODE_BANKS)  # whether one of the two has entries
+    jumps_used: list[u64] = many(CODE_BANKS)  # whether a jump cache has entries
+    jump_pages: list[u64] = many(CODE_BANKS * PAGE_WORDS)  # bits, by page: whether one of its jumps may be in the cache
+    jump_banks: list[JumpEntry] = many(CODE_BANKS * JUMP_ENTRIES)
     mmu: Mmu
 
 

@@ -14,19 +14,10 @@ from typing import Any
 from llvmlite import ir
 
 from mem.atomics import atomic_rmw
-from mem.mmu import (
-    NO_FAULT,
-    PAGE_MASK,
-    TLB_ENTRIES,
-    WRITE,
-    WRITE_BANK,
-    Mmu,
-    atomic_address,
-    read_slow,
-    write_slow,
-)
+from mem.mmu import atomic_address, read_slow, write_slow
 from mem.native import Unit, call, emitted, load, native, store, unit
 from mem.regions import HOST
+from mem.tlb import NO_FAULT, PAGE_MASK, TLB_ENTRIES, WRITE, WRITE_BANK, Mmu
 from mem.word import I64, V, builder, const, emitting, inv, raw, select, sext8, sext16, sext32, truth
 from smp.code import (
     DECODE,

@@ -17,8 +17,8 @@ from elftools.elf.elffile import ELFFile
 from llvmlite import binding as llvm
 from llvmlite import ir
 
-from mem.mmu import EMPTY, PAGE_MASK, TLB_ENTRIES, WRITE_BANK, Mmu
 from mem.native import pointer, store
+from mem.tlb import EMPTY, PAGE_MASK, TLB_ENTRIES, WRITE_BANK, Mmu
 from mem.word import I64, INT_OF_BYTES, V, builder, const, emitting, raw, truth
 from smp.hart import Hart
 from smp.loopfinder import Block, Instruction, is_return

@@ -10,10 +10,11 @@ from mem import reservation
 from mem.atomics import cas32, cas64, cas128, load8, load16, load32, load64, now_ns
 from mem.machine import Machine, is_ending
 from mem.mailbox import ALARM_WATCH, request
-from mem.mmu import NO_FAULT, READ, WRITE, atomic_address, flush_writes, store_host
+from mem.mmu import atomic_address, store_host
 from mem.native import native, ref
 from mem.regions import HOST, MACHINE, RESERVATIONS, STEPS, STEPS_BYTES
 from mem.reservation import NONE, Reservations
+from mem.tlb import NO_FAULT, READ, WRITE, flush_writes
 from mem.word import sext32
 from smp.alarm import wait_for
 from smp.code import Slot

@@ -19,7 +19,8 @@ from mem.regions import MACHINE
 from smp.alarm import answer, leave_code
 from smp.codecache import forget_all, table
 from smp.hart import Hart
-from smp.trap import end_sequence, flush_jumps
+from smp.spaces import flush_jumps
+from smp.trap import end_sequence
 
 
 @native

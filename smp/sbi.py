@@ -26,7 +26,8 @@ from mem.uart import NOTHING, uart_put, uart_take
 from smp.alarm import fence_i, wait_for
 from smp.csr import write_mcycle, write_minstret
 from smp.hart import SIE, SUPERVISOR, Hart
-from smp.trap import flush_translations, timers_due, update_view
+from smp.spaces import flush_translations, switch_space
+from smp.trap import timers_due, update_view
 
 SUCCESS, NOT_SUPPORTED, INVALID_PARAM, INVALID_ADDRESS = 0, -2, -3, -5
 ALREADY_AVAILABLE = -6
@@ -238,7 +239,7 @@ def begin(h: Hart) -> None:
     h.pc = box.start_pc
     h.privilege = SUPERVISOR
     h.mstatus &= ~SIE
-    h.mmu.satp = 0
+    switch_space(h, 0)
     h.stopped = 0
     h.suspended = 0
     flush_translations(h)

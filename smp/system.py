@@ -11,20 +11,19 @@ from mem.atomics import aload32, cpu_relax, fence_full, load32, memory_set, sche
 from mem.clock import mtime
 from mem.machine import Machine
 from mem.mailbox import sleep
-from mem.mmu import NO_FAULT, READ, WRITE, cached, flush_page, is_ram, locate
+from mem.mmu import cached, is_ram, locate
 from mem.native import Native, native
 from mem.regions import HOST
 from mem.regions import MACHINE as MACHINE_RECORD
+from mem.tlb import ALL_SPACES, ASID_MASK, NO_FAULT, READ, WRITE, spaces_with
 from smp.alarm import fence_i
 from smp.code import current_word
 from smp.hart import (
     BREAKPOINT,
     CONSTRAINED,
     ECALL_U,
-    FETCH_ENTRIES,
     ILLEGAL,
     MACHINE,
-    NEVER,
     SUPERVISOR,
     TSR,
     TVM,
@@ -33,14 +32,8 @@ from smp.hart import (
     Hart,
 )
 from smp.sbi import sbi_call
-from smp.trap import (
-    flush_jumps,
-    flush_translations,
-    machine_return,
-    may_interrupt,
-    supervisor_return,
-    timers_due,
-)
+from smp.spaces import flush_one, flush_spaces, flush_translations
+from smp.trap import machine_return, may_interrupt, supervisor_return, timers_due
 
 NEXT, LEAVE, FAULT = range(3)
 BLOCK = 64  # bytes of a cache block
@@ -120,26 +113,17 @@ def do_wfi(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
 def do_sfence(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
     if h.privilege == USER or (h.privilege == SUPERVISOR and h.mstatus & TVM):
         return illegal(h)
-    if rs1 == 0:
+    if rs1 == 0 and rs2 == 0:
         flush_translations(h)
     else:
-        flush_one(h, h.x[rs1])
+        # Forgetting global translations too is allowed.
+        spaces = ALL_SPACES if rs2 == 0 else spaces_with(h.mmu, h.x[rs2] & ASID_MASK)
+        if rs1 == 0:
+            flush_spaces(h, spaces)
+        else:
+            flush_one(h, h.x[rs1], spaces)
     h.pc += 4
     return LEAVE
-
-
-@native
-def flush_one(h: Hart, va: int) -> None:
-    """Forget one page's translations; all of them when it lies in a superpage."""
-    if va & h.mmu.large_mask == h.mmu.large_base:
-        flush_translations(h)
-        return
-    flush_page(h.mmu, va)
-    index = (va >> 12) & (FETCH_ENTRIES - 1)
-    for bank in range(3):
-        h.fetch_banks[bank].entries[index].tag = NEVER
-        h.code_banks[bank].entries[index].tag = NEVER
-    flush_jumps(h)
 
 
 @action("sfence.w.inval", "sfence.inval.ir")

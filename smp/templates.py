@@ -5,9 +5,9 @@ them all).  A result is computed in the host register of the guest's, or in rax 
 `decline`, or send rare cases to the interpreter's handler by `slow_step`.
 """
 
-from mem.mmu import TLB_ENTRIES, WRITE_BANK, Mmu
 from mem.native import Native, native
 from mem.regions import CODE_TABLE, STEPS
+from mem.tlb import TLB_ENTRIES, WRITE_BANK, Mmu
 from mem.word import sext32
 from smp.code import STEP_END, Slot, handler_of
 from smp.codecache import Asm, CodeTable

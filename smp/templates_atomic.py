@@ -9,8 +9,8 @@ one block, which begins with the LR and is only left between them by a branch th
 nobody else ever meets such an address, and no alarm is answered between the two: the page is still not watched.
 """
 
-from mem.mmu import WRITE_BANK
 from mem.native import Native, native, ref
+from mem.tlb import WRITE_BANK
 from mem.word import sext32
 from smp.code import Slot, handler_of
 from smp.decode import (

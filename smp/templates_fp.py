@@ -13,8 +13,8 @@ only have raised what the handler raises too.  A block's first floating-point in
 mstatus.FS is dirty and frm a mode that the host has, the handler executes that and the block is left.
 """
 
-from mem.mmu import WRITE_BANK
 from mem.native import Native, native, table
+from mem.tlb import WRITE_BANK
 from smp.code import Slot
 from smp.hart import FP_ALLOWED, FP_LOADED, Hart
 from smp.templates import (

@@ -5,8 +5,8 @@ goes to the interpreter's handler.
 """
 
 from mem.mailbox import Mailbox
-from mem.mmu import VIEW_BYTES, VIEW_S, VIEW_SHIFT, VIEWS, Mmu
 from mem.native import Native, native, table
+from mem.tlb import VIEW_BYTES, VIEW_S, VIEW_SHIFT, VIEWS, Mmu
 from smp.code import Slot
 from smp.csr import (
     ALL,
@@ -53,7 +53,7 @@ PRIVILEGE, MSTATUS, ALARM, SOFT, TIMERS, MIE_FIELD, FRM, FP_INLINE = (
 PENDING = Mailbox.offset("pending") - Mailbox.offset("alarm")  # from what the field `alarm` points at
 SEPC_FIELD, MEPC_FIELD = Hart.offset("sepc"), Hart.offset("mepc")
 DATA, SUM_FIELD = (Hart.offset("mmu") + Mmu.offset(n) for n in ("data", "sum"))
-SUPERVISOR_VIEWS = Hart.offset("mmu") + Mmu.offset("views") + VIEW_S * VIEW_BYTES
+FIRST_VIEW = Hart.offset("mmu") + Mmu.offset("first_view")
 assert VIEW_S + 1 < VIEWS
 
 
@@ -198,8 +198,8 @@ def follow_sum() -> None:
     immediate(0, 4, RDX, 1)
     op_mem(0, 0x89, RDX, HART, SUM_FIELD)
     shift_immediate(0, 4, RDX, VIEW_SHIFT)
-    immediate(1, 0, RDX, SUPERVISOR_VIEWS)
-    op_reg(1, 0x03, RDX, HART)
+    immediate(1, 0, RDX, VIEW_S * VIEW_BYTES)
+    op_mem(1, 0x03, RDX, HART, FIRST_VIEW)
     op_mem(1, 0x89, RDX, HART, DATA)
     aim(same, here())
 

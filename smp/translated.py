@@ -6,19 +6,21 @@ from llvmlite import ir
 
 from mem.atomics import aload32, now_ns
 from mem.machine import Machine, is_ending
-from mem.mmu import EXECUTE, NO_FAULT, PAGE_MASK, note_large, pmp_allows, read_slow, write_slow
+from mem.mmu import pmp_allows, read_slow, write_slow
 from mem.native import Record, emitted, native, ref, table
 from mem.regions import CODE_TABLE, MACHINE
+from mem.tlb import EXECUTE, NO_FAULT, PAGE_MASK, note_large
 from mem.word import I64, V, builder, lts, raw, sext8, sext16, sext32
 from smp.blocklog import record_block
 from smp.code import Slot, fetch_page
 from smp.codecache import AGAIN, ALARM_CHECK, CodeTable, check_page, lookup, version_of
 from smp.csr import counter_allowed, read_time
 from smp.fpformat import DZ, NV, NX, OF, UF
-from smp.hart import ECALL_U, FETCH_ENTRIES, FP_ALLOWED, FS, JUMP_ENTRIES, SUPERVISOR, TSR, USER, Hart
+from smp.hart import ECALL_U, FETCH_ENTRIES, FP_ALLOWED, FS, SUPERVISOR, TSR, USER, Hart
 from smp.hot import note_busy
 from smp.interpreter import run_slot
 from smp.quiesce import empty_cache, free_lock, take_lock
+from smp.spaces import code_bank, note_jump
 from smp.trap import may_go_on, supervisor_return, take_fault, take_trap
 
 TIME = 0xC01
@@ -174,8 +176,8 @@ def physical_pc(h: Hart) -> int:
     """The physical address of the instruction at `h.pc`, or 0 (`mmu.cause` may be set)."""
     pc = h.pc
     privilege = h.privilege
-    bank = h.code_banks[2 if privilege == 3 else privilege]
-    entry = bank.entries[(pc >> 12) & (FETCH_ENTRIES - 1)]
+    bank = code_bank(h, privilege)
+    entry = h.code_banks[bank].entries[(pc >> 12) & (FETCH_ENTRIES - 1)]
     if entry.tag != pc & PAGE_MASK:
         page = fetch_page(h, pc)
         if h.mmu.cause != NO_FAULT or not pmp_allows(h.mmu, page, 4096, EXECUTE, privilege):
@@ -184,6 +186,7 @@ def physical_pc(h: Hart) -> int:
             note_large(h.mmu, pc, h.mmu.page_bits)
         entry.tag = pc & PAGE_MASK
         entry.page = page
+        h.codes_used[bank] = 1
     return entry.page | pc & 0xFFF
 
 
@@ -200,11 +203,7 @@ def find_code(h: Hart) -> int:
             code = make_code(h, ppc)
         if code == 0 or (code == AGAIN and is_ending()):
             return 0
-    bank = 2 if h.privilege == 3 else h.privilege
-    entry = h.jump_banks[bank * JUMP_ENTRIES + ((h.pc >> 1) & (JUMP_ENTRIES - 1))]
-    entry.pc = h.pc
-    entry.code = code
-    h.jumps_used[bank] = 1
+    note_jump(h, code_bank(h, h.privilege), h.pc, code)
     return code
 
 

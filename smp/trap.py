@@ -1,14 +1,14 @@
 """Traps: interrupts that are due, entry, return (privileged manual, "Machine-Level ISA" and "Supervisor-Level ISA")."""
 
-from mem.atomics import aload32, memory_set
+from mem.atomics import aload32
 from mem.clint import Clint
 from mem.clock import mtime
 from mem.machine import Machine
 from mem.mailbox import MEIP, MSIP, MTIP, SEIP, SSIP, STIP, mailbox
-from mem.mmu import NO_FAULT, choose_view, flush_all
 from mem.native import native, ref
 from mem.regions import CLINT
 from mem.regions import MACHINE as MACHINE_RECORD
+from mem.tlb import NO_FAULT, choose_view
 from mem.word import ctz, select
 from smp.hart import (
     INTERRUPT,
@@ -28,10 +28,9 @@ from smp.hart import (
     SUM,
     SUPERVISOR,
     USER,
-    FetchBank,
     Hart,
-    JumpEntry,
 )
+from smp.spaces import code_bank, flush_translations
 
 STCE = 1 << 63  # menvcfg
 
@@ -52,34 +51,9 @@ def update_view(h: Hart) -> None:
         # Code's too: only together may they forget which superpages are cached.
         flush_translations(h)
     choose_view(mmu)
-    bank = select(h.privilege == MACHINE, 2, h.privilege)
+    bank = code_bank(h, h.privilege)
     h.fetch = ref(h.fetch_banks[bank])
     h.jumps = ref(h.jump_banks[bank * JUMP_ENTRIES])
-
-
-@native
-def flush_fetch(h: Hart) -> None:
-    """Forget where virtual pages' decoded and translated code lies."""
-    memory_set(ref(h.fetch_banks), 0xFF, FetchBank.sizeof() * 3)
-    memory_set(ref(h.code_banks), 0xFF, FetchBank.sizeof() * 3)
-    flush_jumps(h)
-
-
-@native
-def flush_jumps(h: Hart) -> None:
-    """Forget which code belongs to which virtual pc."""
-    h.code_flushes += 1
-    for bank in range(3):
-        if h.jumps_used[bank]:
-            memory_set(ref(h.jump_banks[bank * JUMP_ENTRIES]), 0xFF, JumpEntry.sizeof() * JUMP_ENTRIES)
-            h.jumps_used[bank] = 0
-
-
-@native
-def flush_translations(h: Hart) -> None:
-    """Forget all translations."""
-    flush_all(h.mmu)
-    flush_fetch(h)
 
 
 @native

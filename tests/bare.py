@@ -23,9 +23,10 @@ from smp.cpu import CpuConfig, parse_cpu
 from smp.hart import FS, Hart, hart_record
 from smp.interpreter import run_quantum
 from smp.row import ROWS
+from smp.spaces import flush_translations
 from smp.translate import prepare_cache
 from smp.translated import run_translated
-from smp.trap import flush_translations, update_view
+from smp.trap import update_view
 
 RAM_BYTES = 16 << 20
 LIMIT = 100_000  # instructions after which a test's program is taken to hang

@@ -15,8 +15,8 @@ from bare import RAM_BASE, Bare, bare_machine, i
 from test_guest_programs import TIMEOUT, build, builder
 
 from mem.machine import machine
-from mem.mmu import NO_FAULT
 from mem.regions import CODE_TABLE, HOT
+from mem.tlb import NO_FAULT
 from smp.boot import check_engine
 from smp.codecache import CodePage, CodeTable, page_record
 from smp.config import MachineConfig

@@ -67,7 +67,7 @@ def satp(old: int, new: int) -> int:
     mode = new >> 60
     if mode not in (0, 8, 9, 10):
         return old
-    return new & (15 << 60 | (1 << 44) - 1) if mode else 0
+    return new if mode else 0
 
 
 def pmpcfg(old: int, new: int) -> int:

@@ -41,7 +41,7 @@ def test_the_architecture_names_every_device_of_the_bus() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "`mem/mmu.py` `mem/mmu.py:translate` `mem/mmu.py:Mmu.satp` `mem/mmu.py:EMPTY`",
+        "`mem/mmu.py` `mem/mmu.py:translate` `mem/tlb.py:Mmu.satp` `mem/tlb.py:EMPTY`",
         "`mem/uart.py:Register.LCR` `mem/atomics.py:aload32` `smp/machine.py:Run.open` `mem/mmu.py:PTE_N`",
         "`smp/decode.py:handler_keys` `tests/guest` `scripts/boot -smp 8` `python -m smp.guest --refresh`",
         "`smp.initramfs.overlay` `HARTBEAT_CACHE` `pc` `-smp 4` `~/.cache/hartbeat` `take_trap` `note_large()`",
@@ -62,7 +62,7 @@ def test_what_exists_is_no_problem(text: str) -> None:
         ("`scripts/bot -smp 8`", "scripts/bot"),
         ("`mem/mmuu.py:translate`", "mem/mmuu.py"),
         ("`mem/mmu.py:transmogrify`", "transmogrify"),
-        ("`mem/mmu.py:Mmu.satpp`", "Mmu.satpp"),
+        ("`mem/tlb.py:Mmu.satpp`", "Mmu.satpp"),
         ("`mem/mmu.py:cas64`", "cas64"),  # imported there, not its own
         ("`mem/mmu.py:pte_address`", "pte_address"),  # a local variable
         ("`python -m smp.gest`", "smp.gest"),

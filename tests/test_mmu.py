@@ -12,30 +12,30 @@ from hypothesis import strategies as st
 
 from mem import reservation
 from mem.machine import machine
-from mem.mmu import (
-    FLUSH,
+from mem.mmu import cached, pmp_allows, read_slow, translate, write_slow
+from mem.tlb import (
+    ALL_SPACES,
+    ASID_SHIFT,
     NO_FAULT,
     SECOND_ENTRIES,
+    SPACES,
+    STAMP,
     STAMPS,
     VIEW_BYTES,
     VIEWS,
-    cached,
     flush_all,
     flush_page,
     flush_writes,
-    pmp_allows,
-    read_slow,
     second_level,
-    translate,
-    write_slow,
 )
 from mem.word import MASK64
+from smp.alarm import fence_i
 from smp.code import enter, page_index, slot_text
 from smp.cpu import EXT_PMP, EXT_SVNAPOT, parse_cpu
 from smp.csr import write_satp
 from smp.hart import FS, MACHINE, MPP_SHIFT, MPRV, MXR, SUM, SUPERVISOR, USER, Hart
-from smp.system import flush_one
-from smp.trap import flush_translations, update_view
+from smp.spaces import flush_one, flush_translations
+from smp.trap import update_view
 
 PAGE = 4096
 READ, WRITE, EXECUTE = range(3)
@@ -424,6 +424,10 @@ def address_of_page(page: int) -> int:
     return (page // 16 * 2 << 21) + page % 16 * PAGE
 
 
+ASIDS = SPACES + 3
+FENCE = CODE + 0x100
+
+
 class Mapped:
     """Three levels over a few addresses: pages, a 64 KiB page, and superpages of two sizes."""
 
@@ -513,11 +517,23 @@ class Mapped:
 
         compare_twice(self.bare, model, lambda: model.locate(va, 2, EXECUTE), enter_there)
 
+    def choose_space(self) -> None:
+        """Another ASID, of more than the TLB has spaces for; each has one of the roots for good."""
+        asid = self.source.randrange(ASIDS)
+        self.model.satp = 8 << 60 | asid << ASID_SHIFT | self.roots[asid % 2] >> 12
+        write_satp(self.bare.h, self.model.satp)
+
     def fence(self, va: int) -> None:
-        if self.source.random() < 0.3:
-            flush_translations(self.bare.h)
-        else:
-            flush_one(self.bare.h, va)
+        """For all address spaces that have the root in use, of the address or of all."""
+        of_all, every = self.source.random() < 0.3, self.source.random() < 0.5
+        ours = self.model.satp >> ASID_SHIFT & 1
+        for asid in [None] if every else [asid for asid in range(ASIDS) if asid % 2 == ours]:
+            self.bare.h.x[X_ADDRESS], self.bare.h.x[X_VALUE] = va, asid or 0
+            self.bare.put(FENCE, i("sfence.vma", rs1=0 if of_all else X_ADDRESS, rs2=0 if asid is None else X_VALUE),
+                          i("ebreak"))  # fmt: skip
+            fence_i(self.bare.h)
+            self.model.install_mode(self.bare.h)
+            assert self.bare.run(FENCE).cause == BREAKPOINT
 
 
 @settings(max_examples=10, deadline=None)
@@ -532,9 +548,8 @@ def test_the_tlb_answers_as_the_walk(bare: Bare, seed: int) -> None:
             source.choice((lambda: mapped.check_data(READ), lambda: mapped.check_data(WRITE), mapped.check_fetch))()
         elif dice < 0.88:
             mapped.fence(mapped.change())
-        elif dice < 0.9:
-            model.satp = 8 << 60 | source.choice(mapped.roots) >> 12
-            write_satp(bare.h, model.satp)
+        elif dice < 0.93:
+            mapped.choose_space()
         else:
             model.sum, model.mxr = source.random() < 0.5, source.random() < 0.5
             model.privilege = source.choice((USER, SUPERVISOR, SUPERVISOR))
@@ -635,7 +650,7 @@ def test_a_flush_of_a_page_takes_it_from_the_second_level_in_all_views(bare: Bar
             for page in (1, 3):
                 read_slow(h.mmu, PAGES_AT + page * PAGE, 8)
                 write_slow(h.mmu, PAGES_AT + page * PAGE, 8, 1)
-        flush_page(h.mmu, PAGES_AT + flushed * PAGE + 8)
+        flush_page(h.mmu, PAGES_AT + flushed * PAGE + 8, ALL_SPACES)
         forget_first_level(h)
         for paged.privilege, paged.sum in views:
             paged.install_mode(h)
@@ -645,7 +660,7 @@ def test_a_flush_of_a_page_takes_it_from_the_second_level_in_all_views(bare: Bar
 
 
 def test_no_number_of_flushes_brings_a_translation_back(bare: Bare, paged: Model) -> None:
-    """The stamps come round after STAMPS / FLUSH flushes."""
+    """The stamps come round after STAMPS / STAMP flushes at most."""
     h = bare.h
     for empty, access in ((flush_all, READ), (flush_all, WRITE), (flush_writes, WRITE)):
         for start in range(3):
@@ -654,7 +669,7 @@ def test_no_number_of_flushes_brings_a_translation_back(bare: Bare, paged: Model
             write_slow(h.mmu, PAGES_AT, 8, 1)
             read_slow(h.mmu, PAGES_AT, 8)
             assert known_to_second(h, 0, access)
-            for _ in range(STAMPS // FLUSH + 2):
+            for _ in range(STAMPS // STAMP + 2):
                 empty(h.mmu)
                 assert not known_to_second(h, 0, access)
 
@@ -675,7 +690,7 @@ def test_an_empty_entry_is_no_page(bare: Bare) -> None:
     views = ctypes.addressof(mmu.views)
     for bank in (mmu.second_read, mmu.second_write):
         ctypes.memset(ctypes.addressof(bank.entries), 0xFF, ctypes.sizeof(bank.entries))
-    for _ in range(STAMPS // FLUSH + 2):
+    for _ in range(STAMPS // STAMP + 2):
         flush_all(mmu)
         for view in range(VIEWS):
             mmu.data = views + view * VIEW_BYTES
@@ -730,7 +745,7 @@ def test_mxr_does_not_make_the_fence_forget_superpages_of_code(bare: Bare) -> No
     h.mstatus |= MXR
     update_view(h)
     bare.put_word(TABLES + PAGE, 0)
-    flush_one(h, 3 * PAGE)
+    flush_one(h, 3 * PAGE, ALL_SPACES)
     assert fetch(5 * PAGE) == (12, 5 * PAGE)
 
 
@@ -752,3 +767,56 @@ def test_pmp_inside_a_page_is_asked_at_every_access(bare: Bare) -> None:
         update_view(bare.h)
         assert (enter(bare.h) == 0) == bool(expected)
         bare.h.mmu.cause = NO_FAULT
+
+
+# Address spaces
+
+
+def space_satp(asid: int) -> int:
+    return 8 << 60 | asid << ASID_SHIFT | TABLES >> 12
+
+
+def known_pages(h: Hart, asid: int) -> list[int]:
+    """Which of the first four pages a space still has, in either level."""
+    write_satp(h, space_satp(asid))
+    return [page for page in range(0, 4, 2) if second_level(h.mmu, PAGES_AT + page * PAGE, READ) != NO_FAULT]
+
+
+@pytest.mark.parametrize(
+    "fence, left",
+    [
+        ({"rs1": 0, "rs2": 0}, ([], [])),
+        ({"rs1": 0, "rs2": 7}, ([0, 2], [])),
+        ({"rs1": 6, "rs2": 0}, ([0], [0])),
+        ({"rs1": 6, "rs2": 7}, ([0, 2], [0])),
+    ],
+)
+@pytest.mark.parametrize("current", [1, 2])
+def test_a_fence_is_for_its_asid_and_address(
+    bare: Bare, paged: Model, fence: dict[str, int], left: tuple[list[int], list[int]], current: int
+) -> None:
+    h = bare.h
+    for asid in (1, 2):
+        write_satp(h, space_satp(asid))
+        for page in (0, 2):
+            read_slow(h.mmu, PAGES_AT + page * PAGE, 8)
+    write_satp(h, space_satp(current))
+    h.x[6], h.x[7] = PAGES_AT + 2 * PAGE, 2
+    bare.run_here(i("sfence.vma", **fence), pc=CODE)
+    paged.install_mode(h)
+    assert (known_pages(h, 1), known_pages(h, 2)) == left
+
+
+def test_a_space_that_another_has_taken_begins_empty(bare: Bare, paged: Model) -> None:
+    h = bare.h
+    for asid in range(1, SPACES + 2):
+        write_satp(h, space_satp(asid))
+        assert known_pages(h, asid) == []
+        read_slow(h.mmu, PAGES_AT, 8)
+    known = [asid for asid in range(SPACES + 1, 0, -1) if known_pages(h, asid)]
+    assert SPACES + 1 in known and len(known) < SPACES + 1
+
+
+def test_satp_has_sixteen_bits_of_asid(bare: Bare) -> None:
+    write_satp(bare.h, 8 << 60 | 0xFFFF << ASID_SHIFT | TABLES >> 12)
+    assert bare.h.mmu.satp >> ASID_SHIFT == 0x8FFFF

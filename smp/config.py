@@ -13,6 +13,7 @@ from mem.memmap import MAX_HARTS, RAM_MAX, RAM_MIN, VIRTIO_SLOTS
 from mem.regions import CODE_BYTES, IO_PROCESSES, PAGE
 from smp.cpu import ConfigError, CpuConfig, near, parse_cpu
 from smp.host import default_engine
+from smp.serial_ports import BUS, PORTS, buses, offered_ports
 
 MOUNT_TAG = 31  # bytes of a shared folder's name, as in QEMU
 SOCKET_PATH = 107  # unix(7): sun_path less its NUL
@@ -295,9 +296,9 @@ def _check_block_devices(config: MachineConfig) -> None:
             raise ConfigError(
                 f"-drive id={drive.id},if=none: no device uses it; add -device virtio-blk-device,drive={drive.id}"
             )
-    buses = [device for device in config.devices if device.driver not in ("virtio-blk-device", "virtconsole")]
+    own = [device for device in config.devices if device.driver not in ("virtio-blk-device", *PORTS)]
     others = len(config.block_devices()) + len(config.nics) + len(config.backends)
-    if (slots := len(buses) + others) > VIRTIO_SLOTS:
+    if (slots := len(own) + others) > VIRTIO_SLOTS:
         raise ConfigError(f"-device: {slots} virtio devices do not fit in {VIRTIO_SLOTS} slots; take some away")
 
 
@@ -355,20 +356,19 @@ def _check_consoles(config: MachineConfig) -> None:
         raise ConfigError(f"-chardev stdio,id={ends[1].id}: the terminal is in use already; give -serial none too")
     ids = [chardev.id for chardev in config.chardevs]
     _check_unique("-chardev id", ids)
-    consoles = [device for device in config.devices if device.driver == "virtconsole"]
-    buses = sum(device.driver == "virtio-serial-device" for device in config.devices)
-    if len(consoles) > buses:
-        raise ConfigError("-device virtconsole: has no bus of its own; add -device virtio-serial-device")
-    if len(consoles) < buses:
-        raise ConfigError("-device virtio-serial-device: has no port; add -device virtconsole,chardev=ID")
-    wanted = [console.get("chardev") for console in consoles]
-    for name in wanted:
-        if name not in ids:
+    for bus, ports in buses(config.devices):
+        if 0 in ports and ports[0].get("name") and offered_ports(bus, ports) == 1:
+            raise ConfigError(f"-device {BUS},max_ports=1: its console can have no name; leave max_ports out")
+    ports_given = [device for device in config.devices if device.driver in PORTS]
+    _check_unique("-device name", [port.get("name") for port in ports_given if port.get("name")])
+    wanted = [port.get("chardev") for port in ports_given]
+    for port in ports_given:
+        if (name := port.get("chardev")) not in ids:
             raise ConfigError(
-                f"-device virtconsole,chardev={name}: no such chardev{near(name, ids)} "
+                f"-device {port.driver},chardev={name}: no such chardev{near(name, ids)} "
                 f"(add -chardev pty,id={name} or another kind)"
             )
-    _check_unique("-device virtconsole,chardev", wanted)
+    _check_unique("-device virtconsole or virtserialport, chardev", wanted)
     for name in ids:
         if name not in wanted:
             raise ConfigError(f"-chardev id={name}: no device uses it; add -device virtconsole,chardev={name}")

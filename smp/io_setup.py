@@ -13,10 +13,11 @@ from smp.config import DeviceConfig, DriveConfig, FsdevConfig, MachineConfig, Se
 from smp.cpu import ConfigError
 from smp.iothreads import assign
 from smp.net_setup import open_networks
+from smp.serial_ports import CONSOLE, buses, offered_ports
 from smp.virtio_options import USERS, slot_of
 from virtio.blk import F_CONFIG_WCE, F_DISCARD, F_WRITE_ZEROES, Block
 from virtio.chardev import Chardev, Output, Stdio, Unix, open_file, open_pty
-from virtio.console import Console
+from virtio.console import Console, Port
 from virtio.device import Device
 from virtio.features import EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET
 from virtio.host_owners import MODELS, MappedOwners
@@ -132,18 +133,19 @@ def share(given: DeviceConfig, folders: dict[str, FsdevConfig]) -> Ninep:
 
 
 def consoles(config: MachineConfig) -> list[Made]:
-    """A virtio console for each virtio-serial-device; the virtconsoles belong to them in the order given."""
+    """A virtio console for each virtio-serial-device, with its ports."""
     ends = {end.id: end for end in config.chardevs}
-    names = [device.get("chardev") for device in config.devices if device.driver == "virtconsole"]
-    buses = [device for device in config.devices if device.driver == "virtio-serial-device"]
-    if len(names) > len(buses):
-        raise ConfigError(
-            f"-device virtconsole,chardev={names[len(buses)]}: a virtio-serial-device has one console; "
-            "add another -device virtio-serial-device"
-        )
-    hosts = [chardev(ends[name], name) for name in names]
-    hosts += [Chardev() for _ in buses[len(names) :]]
-    return [(bus, Console(host)) for bus, host in zip(buses, hosts, strict=True)]
+    made: list[Made] = []
+    for bus, given in buses(config.devices):
+        ports = {number: port(device, ends) for number, device in given.items()}
+        made.append((bus, Console(ports, offered_ports(bus, given))))
+    return made
+
+
+def port(given: DeviceConfig, ends: dict[str, SerialConfig]) -> Port:
+    """A port of a virtio console with its host end."""
+    label = given.get("chardev")
+    return Port(chardev(ends[label], label), given.driver == CONSOLE, os.fsencode(given.get("name")))
 
 
 def chardev(end: SerialConfig, label: str) -> Chardev:

@@ -26,7 +26,7 @@ def assign(io: IoConfig, config: MachineConfig, given: dict[int, DeviceConfig]) 
 
 def may_move(given: DeviceConfig, device: Device) -> bool:
     """Whether another process than the main one may serve a device."""
-    return given.driver != NET_DEVICE and not isinstance(device.host, Stdio)
+    return given.driver != NET_DEVICE and not any(isinstance(host, Stdio) for host in device.hosts())
 
 
 def polling(thread: IothreadConfig, machines: int | None) -> Polling:

@@ -25,6 +25,7 @@ from smp.cpu import ConfigError, near
 from smp.host import default_engine_text
 from smp.net_options import CARD, check_card, read_net, read_netdev, read_nic, read_object
 from smp.option_text import Help, escape, number, one_of, pairs, path, size, split_commas, switch
+from smp.serial_ports import check_port
 from smp.share_options import read_fsdev, read_share, read_virtfs
 from smp.virtio_options import COMMON, OF_DRIVER, OF_PCI, USERS, Property, canonical, check_property, properties
 
@@ -41,6 +42,13 @@ LOG_ITEMS = {
     "unimp": "what a guest asks for that is not there",
 }
 
+OF_PORT = {
+    "chardev": "id of its -chardev (needed)",
+    "name": "what the guest finds it by: /dev/virtio-ports/NAME, or 'name' in its folder of /sys/class/virtio-ports",
+    "nr": "its number, 0 to 30; 0 is a virtconsole's",
+    "bus": "ID.0 of its virtio-serial-device; without, the last one before it",
+    "id": "name",
+}
 # Properties of a -device; one that is listed is honoured.
 DEVICES = {
     "virtio-blk-device": {
@@ -55,15 +63,17 @@ DEVICES = {
         "mount_tag": "what the guest mounts it by, at most 31 bytes (needed)",
         "id": "name",
     },
-    "virtio-serial-device": {"id": "name"},  # carries one virtconsole, the next that is free
+    "virtio-serial-device": {"id": "name", "max_ports": "ports that its driver makes room for, 1 to 31"},
     NET_DEVICE: CARD,
-    "virtconsole": {"chardev": "id of its -chardev (needed)", "id": "name"},
+    "virtconsole": OF_PORT,
+    "virtserialport": OF_PORT,
 }
 MAX_QUEUES = 32
 NEEDED = {
     "virtio-blk-device": "drive",
     "virtio-9p-device": "fsdev",
     "virtconsole": "chardev",
+    "virtserialport": "chardev",
     NET_DEVICE: "netdev",
 }
 
@@ -171,6 +181,7 @@ def read_device(text: str) -> Fields:
         raise ConfigError(f"-device {text}: needs {needed}=ID")
     if driver == NET_DEVICE:
         check_card(given)
+    check_port(given)
     if len(given.get("serial", "").encode(errors="surrogateescape")) > 20:
         raise ConfigError(f"-device serial={given['serial']}: has more than 20 bytes; shorten it")
     if not 1 <= number("-device num-queues", given.get("num-queues", "1")) <= MAX_QUEUES:
@@ -247,14 +258,14 @@ def read_serial(text: str) -> Fields:
     return {"serials": () if end.kind == "none" else (end,)}
 
 
-def read_display(text: str) -> Fields:
-    one_of("-display", text, ("none",), "; there is no display, use -display none")
-    return {}
+def absent(option: str, what: str) -> Callable[[str], Fields]:
+    """Of something that the machine has not, so that 'none' is all there is."""
 
+    def read(text: str) -> Fields:
+        one_of(option, text, ("none",), f"; there is no {what}, use {option} none")
+        return {}
 
-def read_monitor(text: str) -> Fields:
-    one_of("-monitor", text, ("none",), "; there is no monitor, use -monitor none")
-    return {}
+    return read
 
 
 def read_d(text: str) -> Fields:
@@ -381,8 +392,10 @@ OPTIONS: tuple[Option, ...] = (
            "the host's end of the UART (default mon:stdio: the terminal, Ctrl-A x ends the machine)", read_serial),
     Option(("nographic",), "", "the UART is on the terminal, as it is without this option", flag(nographic=True)),
     Option(("nodefaults",), "", "no UART on the terminal unless -serial asks for it", flag(nodefaults=True)),
-    Option(("display",), "none", "there is no display", read_display),
-    Option(("monitor",), "none", "there is no monitor", read_monitor),
+    Option(("display",), "none", "there is no display", absent("-display", "display")),
+    Option(("vga",), "none", "there is no graphics card", absent("-vga", "graphics card")),
+    Option(("monitor",), "none", "there is no monitor", absent("-monitor", "monitor")),
+    Option(("parallel",), "none", "there is no parallel port", absent("-parallel", "parallel port")),
     Option(("no-reboot",), "", "end when the guest reboots", flag(reboot=False)),
     Option(("d",), "ITEM[,ITEM...]", "log to stderr; -d help lists the items", read_d),
     Option(("D",), "FILE", "log to a file", file_reader("-D", "log_file")),

@@ -269,6 +269,8 @@ def ring_of(features: int) -> type[Ring | PackedRing]:
 class Rig:
     """A device behind a transport, and the driver that sets it up by registers."""
 
+    stride = 0x8_0000  # bytes of RAM for the buffers of each queue
+
     def __init__(self, ram: Ram, device: Device, slot: int = 3) -> None:
         self.ram, self.device, self.slot = ram, device, slot
         self.transport: Any = Transport(slot, device, ram)
@@ -320,7 +322,7 @@ class Rig:
         self.rings = []
         for index in range(len(self.device.queue_sizes)):
             ring = ring_of(accepted)(self.ram, size, RINGS + index * 0x1_0000, bool(accepted & EVENT_IDX))
-            ring.bump = DATA + index * 0x8_0000
+            ring.bump = DATA + index * self.stride
             self.set_up(index, ring)
             self.rings.append(ring)
         self.write(Register.STATUS, ACKNOWLEDGE_DRIVER | FEATURES_OK | DRIVER_OK)
@@ -341,7 +343,7 @@ class Rig:
     def ask(self, *parts: bytes | int, queue: int = 0, indirect: bool = False) -> tuple[int, list[bytes]]:
         """One request from offer to answer: the used length and what the writable pieces hold."""
         ring = self.rings[queue]
-        ring.bump = DATA + queue * 0x8_0000
+        ring.bump = DATA + queue * self.stride
         buffers = ring.add(*parts, indirect=indirect)
         self.notify(queue)
         ((_, used),) = ring.collect()

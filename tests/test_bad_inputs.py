@@ -116,7 +116,6 @@ BAD = [
     ("-kernel kernel -device virtio-blk-device,drive=d,num-queues=0", "num-queues=0 32"),
     ("-kernel kernel -device virtio-blk-device,drive=d,num-queues=x", "num-queues x"),
     ("-kernel kernel -device virtio-blk-device,drive=d,serial=123456789012345678901", "serial 20"),
-    ("-kernel kernel -device virtio-serial-device", "virtio-serial-device virtconsole"),
     ("-kernel kernel -device virtio-blk-pci,drive=d", "drive=d no such drive"),
     ("-kernel kernel -device virtio-blk-ccw,drive=d", "virtio-blk-ccw virtio-blk-device"),
     ("-kernel kernel -device virtio-rng-pci,disable-modern=on", "disable-modern=on off"),

@@ -151,6 +151,27 @@ def test_disks_entropy_and_console_of_virtio(guest: Guest, tmp_path: Path, rings
     assert (tmp_path / "hvc0").read_bytes().strip() == b"over hvc0"
 
 
+PORTS = """
+cd /sys/class/virtio-ports
+for port in vport*; do echo "port $port $(cat $port/name)"; done
+for n in 1 2 3 4 5 6; do echo "by port $n" >/dev/vport0p$n; done
+stty -F /dev/hvc0 raw -echo; echo "over hvc0" >/dev/hvc0; sleep 1
+"""
+
+
+def test_six_named_ports_and_a_console_on_one_device(guest: Guest, tmp_path: Path) -> None:
+    more = ["-device", "virtio-serial-pci", "-device", "virtconsole,chardev=c0"]
+    more += ["-chardev", f"file,id=c0,path={tmp_path}/c0"]
+    for n in range(1, 7):
+        more += ["-chardev", f"file,id=c{n},path={tmp_path}/c{n}"]
+        more += ["-device", f"virtserialport,chardev=c{n},name=org.example.{n}"]
+    log = run(guest, 2, PORTS, *more).replace("\r", "")
+    for n in range(1, 7):
+        assert f"port vport0p{n} org.example.{n}\n" in log
+        assert (tmp_path / f"c{n}").read_text() == f"by port {n}\n"
+    assert (tmp_path / "c0").read_bytes().strip() == b"over hvc0"
+
+
 DISK_IN_MEMORY = """
 cd /tmp; head -c 262144 /dev/urandom >a; dd if=a of=/dev/vda bs=64k conv=fsync 2>/dev/null
 echo 3 >/proc/sys/vm/drop_caches; head -c 262144 /dev/vda | cmp - a && echo "the same"

@@ -14,7 +14,7 @@ import pytest
 from fake_driver import Rig, machine_memory
 
 from virtio.chardev import IN, INPUT_LIMIT, OUTPUT_LIMIT, Chardev, FdChardev, Stdio, Unix, open_file, open_pty
-from virtio.console import Console
+from virtio.console import Console, Port
 from virtio.queue import Ram
 
 
@@ -56,7 +56,7 @@ def pump(host: Chardev, until: Callable[[], object]) -> None:
 
 def test_console_output_and_input(ram: Ram) -> None:
     host = Kept()
-    rig = Rig(ram, Console(host)).start()
+    rig = Rig(ram, Console({0: Port(host)})).start()
     rig.ask(b"hello ", b"world", queue=1)
     assert host.output == b"hello world"
     buffers = [rig.rings[0].add(4), rig.rings[0].add(8)]
@@ -71,7 +71,7 @@ def test_console_output_and_input(ram: Ram) -> None:
 
 def test_console_input_waits_for_buffers(ram: Ram) -> None:
     host = Kept()
-    rig = Rig(ram, Console(host)).start()
+    rig = Rig(ram, Console({0: Port(host)})).start()
     host.input += b"early"
     rig.transport.poll()
     assert host.input == b"early"
@@ -82,7 +82,7 @@ def test_console_input_waits_for_buffers(ram: Ram) -> None:
 
 def test_console_output_waits_for_room(ram: Ram) -> None:
     host = Kept()
-    rig = Rig(ram, Console(host)).start()
+    rig = Rig(ram, Console({0: Port(host)})).start()
     host.room = False
     rig.rings[1].add(b"later")
     rig.notify(1)
@@ -95,7 +95,7 @@ def test_console_output_waits_for_room(ram: Ram) -> None:
 
 def test_console_size_follows_the_terminal(ram: Ram) -> None:
     host = Kept()
-    rig = Rig(ram, Console(host)).start()
+    rig = Rig(ram, Console({0: Port(host)})).start()
     assert unpack_from("<HH", rig.device.config()) == (80, 25)
     rig.device.resized()
     assert rig.interrupts() == 0

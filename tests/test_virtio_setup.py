@@ -50,7 +50,7 @@ def test_disks_come_first_then_the_devices_in_order(tmp_path: Path) -> None:
     first, second = io.devices[0], io.devices[1]
     assert isinstance(first, Block) and isinstance(second, Block)
     assert (type(first.image), type(second.image), second.serial) == (Overlay, Image, b"s1")
-    assert isinstance(io.devices[3].host, Unix)
+    assert isinstance(io.devices[3].hosts()[0], Unix)
     assert isinstance(io.serial, FdChardev)
     io.close()
     io.close()

@@ -43,6 +43,10 @@ class Chardev(Host):
         """Whether more output is welcome."""
         return len(self.output) < OUTPUT_LIMIT
 
+    def is_open(self) -> bool:
+        """Whether somebody is at the host's end, as far as that is known."""
+        return False
+
     def has_output(self) -> bool:
         return bool(self.output)
 
@@ -64,6 +68,9 @@ class FdChardev(Chardev):
         super().__init__()
         self.source, self.sink, self.lossy = source, sink, lossy
         self.broken = False
+
+    def is_open(self) -> bool:
+        return True
 
     def interest(self) -> dict[int, int]:
         wanted: dict[int, int] = {}
@@ -273,6 +280,9 @@ class Unix(FdChardev):
             with contextlib.suppress(OSError):
                 socket.send_fds(self.kept[0], [b"+", self.output[-OUTPUT_LIMIT // 2 :]], [self.source])
             self.ended()
+
+    def is_open(self) -> bool:
+        return self.source >= 0
 
     def interest(self) -> dict[int, int]:
         return super().interest() if self.source >= 0 else {self.listener.fileno(): IN}

@@ -25,6 +25,10 @@ class Device:
     host: Host | None = None  # what the event loop watches for it
     config_changed: Callable[[], None] = staticmethod(lambda: None)
 
+    def hosts(self) -> list[Host]:
+        """Everything that the event loop watches for it."""
+        return [self.host] if self.host else []
+
     def config(self) -> bytes:
         """The configuration space as the driver reads it."""
         return b""
@@ -56,5 +60,5 @@ class Device:
 
     def close(self) -> None:
         """The machine ends."""
-        if self.host:
-            self.host.close()
+        for host in self.hosts():
+            host.close()

@@ -103,7 +103,7 @@ class IoConfig:
 
     def hosts(self, number: int) -> list[Host]:
         """The host ends that the process of this number looks after."""
-        hosts = [each.device.host for each in self.of(number).values() if each.device.host]
+        hosts = [host for each in self.of(number).values() for host in each.device.hosts()]
         return hosts if number else [self.serial, *hosts, *self.others]
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ class IoProcess:
         self.serial = None if number else Serial(io.serial)
         self.hosts, self.others = io.hosts(number), [] if number else io.others
         self.transports = io.of(number)
-        self.with_host = [t for t in self.transports.values() if t.device.host]
+        self.with_host = [t for t in self.transports.values() if t.device.hosts()]
         self.kicks = machine().iothread_fd[number] if number else machine().io_fd
         self.asleep = IOTHREAD_ASLEEP + 4 * number if number else IO_ASLEEP
         self.epoll = select.epoll()

@@ -9,7 +9,9 @@ one block, which begins with the LR and is only left between them by a branch th
 nobody else ever meets such an address, and no alarm is answered between the two: the page is still not watched.
 """
 
+from mem.machine import Machine
 from mem.native import Native, native, ref
+from mem.regions import MACHINE
 from mem.tlb import WRITE_BANK
 from mem.word import sext32
 from smp.code import Slot, handler_of
@@ -243,7 +245,12 @@ def begin_window(slot: int, number: int) -> int:
 
 @native
 def is_fusible(s: Slot) -> int:
-    """Whether the LR in hand and its SC can do without the interpreter."""
+    """Whether the LR in hand and its SC can do without the interpreter.
+
+    Not with --engine check, which has translated code left between the two.
+    """
+    if Machine.at(MACHINE).check:
+        return 0
     length = sequence_end(cursor().text)
     if length == 0 or length == NO_SC:
         return 0

@@ -115,6 +115,19 @@ def test_a_store_is_forwarded_to_loads_of_its_bytes(bare: Bare) -> None:
     assert (bare.h.x[6], bare.h.x[7], bare.h.x[8]) == (0x1111111100FF1111, (1 << 64) - 0xEF, 0xFF)
 
 
+def test_an_sc_succeeds(bare: Bare) -> None:
+    """Its LR ends a window, so translated code is left between the two."""
+    loop = (
+        i("lr.d", rd=6, rs1=9, aq=0, rl=0),
+        i("blt", rs1=6, rs2=0, imm=16),
+        i("addi", rd=6, rs1=6, imm=1),
+        i("sc.d", rd=7, rs1=9, rs2=6, aq=0, rl=0),
+        i("bne", rs1=7, rs2=0, imm=-16),
+    )
+    run(bare, i("addi", rd=5, rs1=0, imm=10), *loop, i("addi", rd=5, rs1=5, imm=-1), i("bne", rs1=5, rs2=0, imm=-24))
+    assert not bare.h.check_failed and bare.word(DATA) == 10
+
+
 def test_it_compares_one_hart() -> None:
     with pytest.raises(ConfigError, match="use -smp 1"):
         check(parse(["-kernel", __file__, "--engine", "check", "-smp", "2"]))

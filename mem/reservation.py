@@ -90,6 +90,17 @@ def dma_wrote(pa: int, size: int) -> None:
         unlock()
 
 
+@native
+def break_all() -> None:
+    """Another process wrote guest RAM, nobody knows where."""
+    r = Reservations.at(RESERVATIONS)
+    if aload32(ref(r.watched)):
+        lock()
+        for hart in range(MAX_HARTS):
+            r.granule[hart] = NONE
+        unlock()
+
+
 @native(inline=True)
 def min_of(a: int, b: int) -> int:
     return a if a < b else b

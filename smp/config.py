@@ -23,6 +23,8 @@ BUILT_IN_SBI = "default"
 NO_FIRMWARE = "none"
 
 NET_DEVICE = "virtio-net-device"
+VHOST = "vhost-user-"  # before what its back-end does
+FS_TAG = 36  # bytes of a virtio file system's name
 
 TB_SIZE_MIN = 128 << 10  # room for several of the largest blocks
 
@@ -33,12 +35,15 @@ class SerialConfig:
 
     `kind` is stdio, mon:stdio, file, unix, fd, pty, null or none; `arg` the path of a file or a socket, or the number
     of a descriptor; `id` the name of a -chardev. A unix socket is listened on, and the machine does not wait for
-    someone to connect.
+    someone to connect; for a vhost-user device it is connected to, again after `retry` seconds. `server` is what was
+    said of that, or ''.
     """
 
     kind: str = "mon:stdio"
     arg: str = ""
     id: str = ""
+    server: str = ""
+    retry: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,7 @@ def check(config: MachineConfig) -> None:
     for folder in config.fsdevs:
         _check_folder(folder)
     _check_shares(config)
+    _check_tags(config)
     _check_consoles(config)
     _check_networks(config)
     _check_rngs(config)
@@ -344,6 +350,16 @@ def _check_shares(config: MachineConfig) -> None:
     _check_unique("-device virtio-9p-device,mount_tag", tags)
 
 
+def _check_tags(config: MachineConfig) -> None:
+    devices = [device for device in config.devices if device.driver == "vhost-user-fs-device"]
+    for device in devices:
+        if not 1 <= len(os.fsencode(device.get("tag"))) <= FS_TAG:
+            raise ConfigError(
+                f"-device {device.driver},tag={device.get('tag')}: has 1 to {FS_TAG} bytes; give tag=NAME"
+            )
+    _check_unique("-device vhost-user-fs-device,tag", [device.get("tag") for device in devices])
+
+
 def _check_unique(what: str, names: list[str]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
@@ -361,19 +377,38 @@ def _check_consoles(config: MachineConfig) -> None:
             raise ConfigError(f"-device {BUS},max_ports=1: its console can have no name; leave max_ports out")
     ports_given = [device for device in config.devices if device.driver in PORTS]
     _check_unique("-device name", [port.get("name") for port in ports_given if port.get("name")])
-    wanted = [port.get("chardev") for port in ports_given]
-    for port in ports_given:
-        if (name := port.get("chardev")) not in ids:
+    users = [device for device in config.devices if device.driver in PORTS or device.driver.startswith(VHOST)]
+    wanted = [(device.driver, device.get("chardev")) for device in users]
+    for driver, name in wanted:
+        if name not in ids:
+            kind = "socket,path=FILE" if driver.startswith(VHOST) else "pty"
             raise ConfigError(
-                f"-device {port.driver},chardev={name}: no such chardev{near(name, ids)} "
-                f"(add -chardev pty,id={name} or another kind)"
+                f"-device {driver},chardev={name}: no such chardev{near(name, ids)} "
+                f"(add -chardev {kind},id={name} or another kind)"
             )
-    _check_unique("-device virtconsole or virtserialport, chardev", wanted)
-    for name in ids:
-        if name not in wanted:
-            raise ConfigError(f"-chardev id={name}: no device uses it; add -device virtconsole,chardev={name}")
-    for end in (*config.serials, *config.chardevs):
-        _check_end("-chardev" if end.id else "-serial", end)
+    _check_unique("-device chardev", [name for _, name in wanted])
+    drivers = {name: driver for driver, name in wanted}
+    for end in config.chardevs:
+        if end.id not in drivers:
+            raise ConfigError(f"-chardev id={end.id}: no device uses it; add -device virtconsole,chardev={end.id}")
+        _check_chardev(end, drivers[end.id])
+    for end in config.serials:
+        _check_end("-serial", end)
+
+
+def _check_chardev(end: SerialConfig, driver: str) -> None:
+    """A console's socket is listened on, that of a back-end is connected to."""
+    where = f"-chardev socket,id={end.id}"
+    if not driver.startswith(VHOST):
+        if end.server == "off" or end.retry:
+            raise ConfigError(f"{where}: a console's socket is listened on, never connected to; use server=on")
+        _check_end("-chardev", end)
+    elif end.kind != "unix":
+        raise ConfigError(f"-chardev {end.kind},id={end.id}: {driver} takes a socket; use -chardev socket,path=FILE")
+    elif end.server == "on":
+        raise ConfigError(f"{where},server=on: the back-end listens; start it with this path, and use server=off")
+    elif not os.path.exists(end.arg):
+        raise ConfigError(f"{where},path={end.arg}: no such file; start the back-end first")
 
 
 def _check_networks(config: MachineConfig) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 
 from mem.memmap import VIRTIO_SLOTS
-from smp import user_backends
+from smp import user_backends, vhost_setup
 from smp.config import DeviceConfig, DriveConfig, FsdevConfig, MachineConfig, SerialConfig
 from smp.cpu import ConfigError
 from smp.iothreads import assign
@@ -45,7 +45,7 @@ def io_config(config: MachineConfig) -> IoConfig:
     networks, others = open_networks(config)
     made += networks
     for given, device in made:
-        device.ring_features = ring_features(given, device.ring_features)
+        device.ring_features = ring_features(given, device.ring_features) & device.ring_limit
     for device in config.backends:
         user_backends.check(type(device).__name__, device)
         made.append((DeviceConfig(USERS), device))
@@ -59,6 +59,8 @@ def io_config(config: MachineConfig) -> IoConfig:
 # Devices of one -device each; the others have functions of their own.
 MAKERS: dict[str, Callable[[DeviceConfig, MachineConfig], Device]] = {
     "virtio-rng-device": lambda given, config: Rng(),
+    "vhost-user-blk-device": vhost_setup.open_block,
+    "vhost-user-fs-device": vhost_setup.open_fs,
     "virtio-9p-device": lambda given, config: share(given, {folder.id: folder for folder in config.fsdevs}),
 }
 RING_BITS = {
@@ -101,8 +103,10 @@ def place(made: list[Made]) -> dict[int, Made]:
 BLOCK_BITS = {"config-wce": F_CONFIG_WCE, "discard": F_DISCARD, "write-zeroes": F_WRITE_ZEROES}
 
 
-def block(drive: DriveConfig, device: DeviceConfig, config: MachineConfig) -> Block:
+def block(drive: DriveConfig, device: DeviceConfig, config: MachineConfig) -> Device:
     """A disk."""
+    if drive.format != "raw":
+        return vhost_setup.open_image(drive, device, drive.snapshot or config.snapshot)
     try:
         if drive.snapshot or config.snapshot:
             image: Image = Overlay(drive.file, drive.readonly)

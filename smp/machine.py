@@ -155,6 +155,7 @@ class Run:
         for number in range(self.config.harts):
             write_hart(self.config, boot, number)
         self.io.supervisor, self.io.last_words = os.getpid(), LAST_WORDS
+        self.io.ram_fd = self.regions.ram_fd
         self.io.prepare()
 
     def start(self) -> None:

@@ -63,6 +63,17 @@ DEVICES = {
         "mount_tag": "what the guest mounts it by, at most 31 bytes (needed)",
         "id": "name",
     },
+    "vhost-user-blk-device": {
+        "chardev": "id of the -chardev socket at which the back-end listens (needed)",
+        "id": "name",
+        "num-queues": "number of request queues, 1 to 32 (default 1)",
+    },
+    "vhost-user-fs-device": {
+        "chardev": "id of the -chardev socket at which the back-end listens (needed)",
+        "tag": "what the guest mounts it by, at most 36 bytes (needed)",
+        "id": "name",
+        "num-request-queues": "number of request queues, 1 to 32 (default 1)",
+    },
     "virtio-serial-device": {"id": "name", "max_ports": "ports that its driver makes room for, 1 to 31"},
     NET_DEVICE: CARD,
     "virtconsole": OF_PORT,
@@ -74,6 +85,8 @@ NEEDED = {
     "virtio-9p-device": "fsdev",
     "virtconsole": "chardev",
     "virtserialport": "chardev",
+    "vhost-user-blk-device": "chardev",
+    "vhost-user-fs-device": "chardev",
     NET_DEVICE: "netdev",
 }
 
@@ -140,20 +153,22 @@ def read_bios(text: str) -> Fields:
     return {"bios": text if text in (BUILT_IN_SBI, NO_FIRMWARE) else path("-bios", text)}
 
 
+FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "parallels", "bochs", "cloop", "dmg", "luks")
+
+
 def read_drive(text: str) -> Fields:
     known = ("file", "format", "if", "id", "readonly", "snapshot")
     given = pairs("-drive", text, "file", known)
     if "file" not in given:
         raise ConfigError(f"-drive {text}: needs file=FILE")
     interface = one_of("-drive if=", given.get("if", "virtio"), ("virtio", "none"))
-    remedy = "; only raw is, so convert it with qemu-img convert -O raw"
     drive = DriveConfig(
         file=path("-drive file", given["file"]),
         id=given.get("id", ""),
         interface=interface,
         readonly=switch("-drive", "readonly", given.get("readonly", "off")),
         snapshot=switch("-drive", "snapshot", given.get("snapshot", "off")),
-        format=one_of("-drive format=", given.get("format", "raw"), ("raw",), remedy),
+        format=one_of("-drive format=", given.get("format", "raw"), FORMATS),
     )
     if interface == "none" and not drive.id:
         raise ConfigError(f"-drive {text}: needs an id, so that a -device can name it; add id=NAME")
@@ -184,9 +199,9 @@ def read_device(text: str) -> Fields:
     check_port(given)
     if len(given.get("serial", "").encode(errors="surrogateescape")) > 20:
         raise ConfigError(f"-device serial={given['serial']}: has more than 20 bytes; shorten it")
-    if not 1 <= number("-device num-queues", given.get("num-queues", "1")) <= MAX_QUEUES:
-        queues = given["num-queues"]
-        raise ConfigError(f"-device num-queues={queues}: a disk has 1 to {MAX_QUEUES} queues")
+    for name, what in (("num-queues", "a disk"), ("num-request-queues", "a shared folder")):
+        if not 1 <= (queues := number(f"-device {name}", given.get(name, "1"))) <= MAX_QUEUES:
+            raise ConfigError(f"-device {name}={queues}: {what} has 1 to {MAX_QUEUES} queues")
     return {"devices": (DeviceConfig(driver, tuple(given.items()), asked if on_pci else ""),)}
 
 
@@ -217,8 +232,11 @@ def _property_help(table: dict[str, Property]) -> Iterator[str]:
         yield f"    {name:14} {row.about}{f' (default {row.default})' if row.default else ''}"
 
 
+SOCKET = ("path", "server", "wait", "reconnect", "reconnect-ms")
+
+
 def read_chardev(text: str) -> Fields:
-    kinds = {"stdio": (), "pty": (), "null": (), "file": ("path",), "socket": ("path", "server", "wait"), "fd": ("fd",)}
+    kinds = {"stdio": (), "pty": (), "null": (), "file": ("path",), "socket": SOCKET, "fd": ("fd",)}
     kind = one_of("-chardev", split_commas(text)[0].removeprefix("backend="), kinds)
     given = pairs("-chardev", text, "backend", ("backend", "id", *kinds[kind]))
     if not given.get("id"):
@@ -226,11 +244,20 @@ def read_chardev(text: str) -> Fields:
     if "path" in kinds[kind] and not given.get("path"):
         raise ConfigError(f"-chardev {text}: needs path=FILE")
     if kind == "socket":
-        kind = "unix"
-        _check_listening("-chardev", text, given)
+        return {"chardevs": (_socket(text, given),)}
     if kind == "fd":
         given["path"] = str(number("-chardev fd,fd", given.get("fd", "")))
     return {"chardevs": (SerialConfig(kind, given.get("path", ""), given["id"]),)}
+
+
+def _socket(text: str, given: dict[str, str]) -> SerialConfig:
+    """A console's is listened on; one that a vhost-user back-end listens on is connected to."""
+    server = given.get("server", "")
+    if server != "off":
+        _check_listening("-chardev", text, given)
+    retry = number("-chardev reconnect", given.get("reconnect", "0")) * 1000
+    retry += number("-chardev reconnect-ms", given.get("reconnect-ms", "0"))
+    return SerialConfig("unix", given.get("path", ""), given["id"], server, retry / 1000)
 
 
 def _check_listening(option: str, text: str, given: dict[str, str]) -> None:
@@ -361,8 +388,9 @@ OPTIONS: tuple[Option, ...] = (
            "default: the built-in SBI starts the kernel in S-mode; none: the kernel starts in M-mode; "
            "FILE: M-mode firmware such as OpenSBI fw_dynamic", read_bios),
     Option(("dtb",), "FILE", "device tree to use instead of the machine's own", file_reader("-dtb", "dtb")),
-    Option(("drive",), "file=FILE[,if=virtio|none][,id=ID][,format=raw][,readonly=on][,snapshot=on]",
-           "a disk; with if=none a -device virtio-blk-device,drive=ID shows it to the guest", read_drive, True),
+    Option(("drive",), "file=FILE[,if=virtio|none][,id=ID][,format=raw|qcow2|...][,readonly=on][,snapshot=on]",
+           "a disk; with if=none a -device virtio-blk-device,drive=ID shows it to the guest; "
+           "formats other than raw take qemu-storage-daemon", read_drive, True),
     Option(("snapshot",), "", "write to no drive: changes are kept in memory and lost", flag(snapshot=True)),
     Option(("share",), "FOLDER", "a folder that the guest mounts by the tag 'share': -virtfs local,mount_tag=share,"
            "security_model=none,multidevs=remap,path=FOLDER", read_share, True),
@@ -385,8 +413,9 @@ OPTIONS: tuple[Option, ...] = (
            "which spins for up to N ns before it sleeps (default 200000, 0: never); rng-random and rng-builtin are "
            "the host's random bytes, which a virtio-rng has without them too",
            read_any_object, True),
-    Option(("chardev",), "stdio|pty|null|fd,fd=N|file,path=FILE|socket,path=FILE[,server=on,wait=off],id=ID",
-           "the host's end of a virtconsole; fd is output to a descriptor that the command was started with",
+    Option(("chardev",), "stdio|pty|null|fd,fd=N|file,path=FILE|socket,path=FILE[,server=on|off],id=ID",
+           "the host's end of a virtconsole, or the socket of a vhost-user back-end; fd is output "
+           "to a descriptor that the command was started with",
            read_chardev, True),
     Option(("serial",), "stdio|mon:stdio|file:PATH|unix:PATH[,server=on,wait=off]|fd:N|pty|null|none",
            "the host's end of the UART (default mon:stdio: the terminal, Ctrl-A x ends the machine)", read_serial),

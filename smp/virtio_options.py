@@ -65,6 +65,10 @@ OF_PCI = {
     "ats":               Property("off: there is no IOMMU", ("off",), "off", "there is no IOMMU, leave it off"),
     "aer":               Property("off: there is no PCI", ("off",), remedy="there is no PCI, leave it off"),
 }
+PASSED_RINGS = {
+    name: Property("off: the back-end has split rings", ("off",), "off", "rings are split, leave it off")
+    for name in ("packed", "in_order", "queue_reset")
+}
 OF_DRIVER = {
     "virtio-blk-device": {
         "write-cache":         Property("off: a write is finished when it lasts", ("on", "off", "auto"), "on"),
@@ -78,6 +82,13 @@ OF_DRIVER = {
         "rerror":              Property("the guest is told of errors", ("auto", "report")),
         "share-rw":            Property("images are not locked"),
     },
+    "vhost-user-blk-device": PASSED_RINGS | {
+        "config-wce":          Property("the driver may change the write cache", default="on"),
+        "discard":             Property("the driver may give space back", default="on"),
+        "write-zeroes":        Property("the driver may ask for zeroes without sending them", default="on"),
+        "queue-size":          Property("entries of each queue", QUEUE_SIZES, "256"),
+    },
+    "vhost-user-fs-device": PASSED_RINGS | {"queue-size": Property("entries of each queue", QUEUE_SIZES, "128")},
     "virtio-rng-device": {"rng": Property("id of its -object rng-random or rng-builtin", ANY)},
 }
 # fmt: on
@@ -88,7 +99,7 @@ def canonical(name: str, known: tuple[str, ...]) -> tuple[str, bool]:
 
     Without an ending it is QEMU's alias for what the machine has; an unknown name is given back.
     """
-    if name in known or not name.startswith("virtio-"):
+    if name in known or not name.startswith(("virtio-", "vhost-user-")):
         return name, False
     for ending in (*PCI, ""):
         if name.endswith(ending) and (found := name.removesuffix(ending) + MMIO) in known:
@@ -100,7 +111,7 @@ def properties(driver: str, mmio: bool) -> dict[str, Property]:
     """The properties beyond the device's own."""
     if not driver.endswith(MMIO) and not driver.startswith(USERS):
         return {}
-    return OF_DRIVER.get(driver, {}) | (COMMON if mmio else COMMON | OF_PCI)
+    return (COMMON if mmio else COMMON | OF_PCI) | OF_DRIVER.get(driver, {})
 
 
 def check_property(driver: str, name: str, value: str, mmio: bool) -> None:

@@ -36,7 +36,7 @@ def machine_memory(harts: int = 2) -> Iterator[Ram]:
     machine().harts, machine().ram_bytes = harts, RAM_BYTES
     try:
         clear_windows()
-        yield Ram(opened.ram())
+        yield Ram(opened.ram(), fd=opened.ram_fd)
     finally:
         opened.close()
 

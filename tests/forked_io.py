@@ -27,7 +27,7 @@ def io_memory() -> Iterator[Ram]:
     m.harts, m.ram_bytes, m.one = 2, RAM_BYTES, 1
     m.io_fd, m.supervisor_fd, m.iothread_fd[1] = os.eventfd(0), os.eventfd(0), os.eventfd(0)
     try:
-        yield Ram(opened.ram())
+        yield Ram(opened.ram(), fd=opened.ram_fd)
     finally:
         os.close(m.io_fd)
         os.close(m.supervisor_fd)

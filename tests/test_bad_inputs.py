@@ -102,7 +102,7 @@ BAD = [
     ("-kernel kernel -drive file=nowhere.img", "nowhere.img"),
     ("-kernel kernel -drive file=dsk.img", "dsk.img disk.img"),
     ("-kernel kernel -drive file=folder", "folder directory"),
-    ("-kernel kernel -drive file=disk.img,format=qcow2", "qcow2 qemu-img"),
+    ("-kernel kernel -drive file=disk.img,format=qcow3", "qcow3 qcow2"),
     ("-kernel kernel -drive file=disk.img,if=ide", "if=ide virtio"),
     ("-kernel kernel -drive file=disk.img,cache=none", "cache known"),
     ("-kernel kernel -drive file=disk.img,readonly=yes", "readonly=yes readonly=on"),

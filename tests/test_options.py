@@ -128,7 +128,7 @@ def test_nothing_given_is_the_default_machine():
         (["-serial", "fd:2"], {"serials": (SerialConfig("fd", "2"),)}),
         (["-chardev", "fd,fd=1,id=c"], {"chardevs": (SerialConfig("fd", "1", "c"),)}),
         (["-chardev", "pty,id=c"], {"chardevs": (SerialConfig("pty", "", "c"),)}),
-        (["-chardev", "socket,path=/s,server=on,id=c"], {"chardevs": (SerialConfig("unix", "/s", "c"),)}),
+        (["-chardev", "socket,path=/s,server=on,id=c"], {"chardevs": (SerialConfig("unix", "/s", "c", "on"),)}),
         (["-netdev", "hubport,id=n,hubid=1"], {"netdevs": (NetdevConfig("hubport", "n", (("hubid", "1"),)),)}),
         (
             ["-netdev", "user,id=n,hostfwd=tcp::1-:2,hostfwd=udp::3-:4"],

@@ -18,10 +18,12 @@ class Device:
     kind: ClassVar[int] = 0  # the device id of virtio 1.2, 5
     name: ClassVar[str] = ""
     queue_sizes: tuple[int, ...] = ()
+    queue_kind: ClassVar[type[Queue]] = Queue
     queues: list[Queue]  # while the driver is ready
     negotiated = 0
     features = 0  # bits beyond those of rings and transport
     ring_features = INDIRECT_DESC | EVENT_IDX | RING_RESET  # what the driver is offered for its rings
+    ring_limit = ~0  # of these, those that it could be made to offer
     host: Host | None = None  # what the event loop watches for it
     config_changed: Callable[[], None] = staticmethod(lambda: None)
 

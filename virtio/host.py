@@ -8,6 +8,8 @@ class Host:
     reset.  A device's `poll` follows whenever a descriptor was `ready`.
     """
 
+    impatient = False  # what its descriptors tell must not wait while the process spins
+
     def start(self) -> None:
         """The I/O process takes over."""
 

@@ -64,7 +64,7 @@ class Transport:
         self.name = device.name or type(device).__name__
         self.window: Any = Window.at(regions.WINDOWS + slot * Window.sizeof())
         self.offered = device.features | device.ring_features | VERSION_1
-        self.queues = [Queue(ram, size, self._used) for size in device.queue_sizes]
+        self.queues = [device.queue_kind(ram, size, self._used) for size in device.queue_sizes]
         self.unsignalled: list[Queue] = []
         for queue in self.queues:
             queue.unsignalled = self.unsignalled

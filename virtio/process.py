@@ -86,13 +86,14 @@ class IoConfig:
     last_words: float = HURRY
     supervisor: int = field(default_factory=os.getpid)
     transports: dict[int, Transport] = field(default_factory=dict)
+    ram_fd: int = -1  # of guest RAM, for devices that give it to other processes
 
     def prepare(self) -> None:
         """Fill in the register windows, before a hart can look at them."""
         clear_windows()
         size = machine().ram_bytes
         array = (ctypes.c_uint8 * size).from_address(regions.HOST + RAM_BASE)
-        ram = Ram(memoryview(array).cast("B"))
+        ram = Ram(memoryview(array).cast("B"), fd=self.ram_fd)
         self.transports = {slot: Transport(slot, device, ram) for slot, device in self.devices.items()}
         for slot, number in self.owners.items():
             Window.at(regions.WINDOWS + slot * Window.sizeof()).owner = number
@@ -163,6 +164,7 @@ class IoProcess:
         self.hosts, self.others = io.hosts(number), [] if number else io.others
         self.transports = io.of(number)
         self.with_host = [t for t in self.transports.values() if t.device.hosts()]
+        self.impatient = any(host.impatient for host in self.hosts)
         self.kicks = machine().iothread_fd[number] if number else machine().io_fd
         self.asleep = IOTHREAD_ASLEEP + 4 * number if number else IO_ASLEEP
         self.epoll = select.epoll()
@@ -264,7 +266,7 @@ class IoProcess:
 
     def spin(self) -> bool:
         """Wait without sleeping, for as long as that has paid lately; True when there is work."""
-        if not self.polling.now:
+        if not self.polling.now or self.impatient:
             return False
         until = time.monotonic_ns() + LOOK_ROUND
         while True:

@@ -1,0 +1,152 @@
+"""Devices whose work is done by another process: one that the user has started, or qemu-storage-daemon of ours."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from smp.config import DeviceConfig, DriveConfig, MachineConfig
+from smp.cpu import ConfigError
+from smp.option_text import escape, number
+from virtio.blk import F_CONFIG_WCE, F_DISCARD, F_MQ, F_WRITE_ZEROES
+from virtio.helper import Helper
+from virtio.vhost_user import DEVICE_BITS, RETRY, Backend, VhostBlock, VhostFs
+from virtio.vhost_wire import BackendError, Session, dial
+
+STORAGE_DAEMON = "qemu-storage-daemon"
+BLOCK_BITS = {"config-wce": F_CONFIG_WCE, "discard": F_DISCARD, "write-zeroes": F_WRITE_ZEROES}
+FS_QUEUE = "128"  # entries
+
+
+def open_block(given: DeviceConfig, config: MachineConfig) -> VhostBlock:
+    """-device vhost-user-blk-device."""
+    queues = number(f"-device {given.driver},num-queues", given.get("num-queues", "1"))
+    return _block(given, _backend(given, config, queues), queues)
+
+
+def open_fs(given: DeviceConfig, config: MachineConfig) -> VhostFs:
+    """-device vhost-user-fs-device: a queue for urgent requests, and as many for the others as are asked for."""
+    queues = 1 + number(f"-device {given.driver},num-request-queues", given.get("num-request-queues", "1"))
+    sizes = (int(given.get("queue-size", FS_QUEUE)),) * queues
+    return VhostFs(_backend(given, config, queues), sizes, os.fsencode(given.get("tag")))
+
+
+def _backend(given: DeviceConfig, config: MachineConfig, queues: int) -> Backend:
+    """The back-end that listens at the chardev's socket."""
+    end = next(end for end in config.chardevs if end.id == given.get("chardev"))
+    where = f"-chardev socket,id={end.id},path={end.arg}"
+
+    def connect() -> Session:
+        return Session(dial(end.arg))
+
+    return _made(
+        lambda: Backend(end.id, connect, queues, end.retry or RETRY), queues, where, "start the back-end first"
+    )
+
+
+def _made(make: Callable[[], Backend], queues: int, where: str, remedy: str) -> Backend:
+    try:
+        backend = make()
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.strerror or error}; {remedy}") from error
+    except BackendError as error:
+        raise ConfigError(f"{where}: {error}; {remedy}") from error
+    most = backend.session.queues if backend.session else 0
+    if most and queues > most:
+        backend.close()
+        raise ConfigError(f"{where}: the back-end has {most} queues, not {queues}; ask for fewer")
+    return backend
+
+
+def _block(given: DeviceConfig, backend: Backend, queues: int) -> VhostBlock:
+    features = DEVICE_BITS & ~sum(bit for name, bit in BLOCK_BITS.items() if given.get(name) == "off")
+    features &= ~(F_MQ if queues == 1 else 0)
+    try:
+        return VhostBlock(backend, (int(given.get("queue-size", "256")),) * queues, features)
+    except BackendError as error:
+        backend.close()
+        raise ConfigError(f"-device {given.driver}: the back-end is no disk: {error}; give another") from error
+
+
+# Images that are not raw
+
+
+class DaemonBackend(Backend):
+    """A back-end that is ours to end."""
+
+    helper: Helper
+    folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def close(self) -> None:
+        super().close()
+        self.helper.close()
+        if self.folder:
+            self.folder.cleanup()
+            self.folder = None
+
+
+def open_image(drive: DriveConfig, given: DeviceConfig, snapshot: bool) -> VhostBlock:
+    """A disk whose image QEMU's storage daemon reads and writes."""
+    where = f"-drive file={drive.file},format={drive.format}"
+    program = shutil.which(STORAGE_DAEMON)
+    if program is None:
+        remedy = "apt install qemu-system-common qemu-utils, or convert it by qemu-img convert -O raw"
+        raise ConfigError(f"{where}: takes {STORAGE_DAEMON}, which is not installed; {remedy}")
+    if given.get("serial"):
+        raise ConfigError(f"{where}: its disk has no serial=; leave it out, or use format=raw")
+    for name in ("packed", "in_order"):
+        if given.get(name) == "on":
+            raise ConfigError(f"{where}: -device {name}=on is for format=raw; leave it out")
+    folder = _overlay(drive, where) if snapshot else None
+    queues = number("-device num-queues", given.get("num-queues", "1"))
+    image = (os.path.join(folder.name, "overlay"), "qcow2") if folder else (str(drive.file), drive.format)
+    writable = not drive.readonly
+
+    helper = Helper(lambda listener: [program, *daemon_words(*image, writable, queues, listener)])
+
+    def make() -> Backend:
+        backend = DaemonBackend(drive.id or drive.file.name, helper.dial, queues)
+        backend.helper, backend.folder = helper, folder
+        return backend
+
+    try:
+        disk = _block(given, _made(make, queues, where, "choose another file or format"), queues)
+        if given.get("write-cache") == "off":
+            disk.configure(VhostBlock.WRITEBACK, b"\0")
+        return disk
+    except ConfigError:
+        helper.close()
+        if folder:
+            folder.cleanup()
+        raise
+
+
+def daemon_words(file: str, form: str, writable: bool, queues: int, listener: int) -> list[str]:
+    """What qemu-storage-daemon(1) is told."""
+    access = f"read-only={'off' if writable else 'on'}"
+    return [
+        "--blockdev",
+        f"driver=file,node-name=file,filename={escape(os.path.abspath(file))},{access},discard=unmap",
+        "--blockdev",
+        f"driver={form},node-name=disk,file=file,{access},discard=unmap",
+        "--export",
+        f"type=vhost-user-blk,id=disk,node-name=disk,addr.type=fd,addr.str={listener},num-queues={queues},"
+        f"writable={'on' if writable else 'off'}",
+    ]
+
+
+def _overlay(drive: DriveConfig, where: str) -> tempfile.TemporaryDirectory[str]:
+    """A throw-away image over the drive's, in a folder of its own."""
+    program = shutil.which("qemu-img")
+    if program is None:
+        raise ConfigError(f"{where},snapshot=on: takes qemu-img, which is not installed; apt install qemu-utils")
+    folder = tempfile.TemporaryDirectory(prefix="hartbeat-")
+    base = ["-b", str(Path(drive.file).absolute()), "-F", drive.format]
+    words = [program, "create", "-q", "-f", "qcow2", *base, os.path.join(folder.name, "overlay")]
+    done = subprocess.run(words, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        folder.cleanup()
+        raise ConfigError(f"{where},snapshot=on: {done.stderr.strip() or 'qemu-img failed'}; choose another file")
+    return folder

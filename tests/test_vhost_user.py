@@ -1,0 +1,359 @@
+"""Devices that another process serves: what it is given, what becomes of requests when it dies, and hostile answers."""
+
+import os
+import random
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from struct import pack, unpack
+
+import pytest
+from fake_driver import DATA, Rig, machine_memory
+
+from mem import regions
+from mem.memmap import RAM_BASE
+from mem.reservation import NONE, Reservations
+from mem.window import Register
+from smp import options, vhost_setup
+from smp.config import DeviceConfig, MachineConfig, SerialConfig, check
+from smp.cpu import ConfigError
+from virtio.blk import OK, Kind
+from virtio.queue import Ram
+from virtio.vhost_user import Backend, VhostBlock, VhostFs
+from virtio.vhost_wire import BackendError, Session, dial
+
+BACKEND = Path(__file__).with_name("vhost_backend.py")
+SECTORS = 256
+
+
+@pytest.fixture
+def ram() -> Iterator[Ram]:
+    with machine_memory() as memory:
+        yield memory
+
+
+@contextmanager
+def backend(folder: Path, *modes: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The back-end's process, when it listens."""
+    file, place = folder / "disk", folder / "socket"
+    if not file.exists():
+        file.write_bytes(bytes(512 * SECTORS))
+    place.unlink(missing_ok=True)
+    with subprocess.Popen([sys.executable, str(BACKEND), str(place), str(file), *modes]) as process:
+        try:
+            wait(place.exists)
+            yield process
+        finally:
+            process.kill()
+
+
+def wait(until: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, "nothing happens"
+        time.sleep(0.001)
+
+
+def turn(host: Backend) -> None:
+    """What the event loop does."""
+    poll, interest = select.poll(), host.interest()
+    for fd, events in interest.items():
+        poll.register(fd, events)
+    for fd, events in poll.poll(0):
+        host.ready(fd, events)
+
+
+def open_disk(folder: Path, queues: int = 1) -> VhostBlock:
+    given = DeviceConfig("vhost-user-blk-device", (("chardev", "c0"), ("num-queues", str(queues))))
+    end = SerialConfig("unix", str(folder / "socket"), "c0", retry=0.02)
+    return vhost_setup.open_block(given, MachineConfig(chardevs=(end,)))
+
+
+@contextmanager
+def disk(ram: Ram, folder: Path, queues: int = 1) -> Iterator[Rig]:
+    made = open_disk(folder, queues)
+    try:
+        yield Rig(ram, made)
+    finally:
+        made.close()
+
+
+def request(rig: Rig, kind: Kind, sector: int, *parts: bytes | int, queue: int = 0) -> list[bytes]:
+    """One request from offer to answer."""
+    ring = rig.rings[queue]
+    ring.bump = DATA + queue * 0x8_0000
+    buffers = ring.add(pack("<IIQ", kind, 0, sector), *parts, 1)
+    rig.notify(queue)
+    done(rig, queue)
+    ring.collect()
+    return [bytes(ring.ram.view(b.address, b.size)) for b in buffers if b.writable]
+
+
+def done(rig: Rig, queue: int = 0) -> None:
+    def used() -> bool:
+        turn(rig.device.host)
+        return bool(rig.rings[queue].has_used())
+
+    wait(used)
+
+
+def test_what_is_written_is_read_and_in_the_file(ram: Ram, tmp_path: Path) -> None:
+    with backend(tmp_path), disk(ram, tmp_path, queues=2) as rig:
+        rig.start()
+        assert rig.read(Register.CONFIG, 8) == SECTORS and rig.read(Register.CONFIG + 34, 2) == 2
+        data = os.urandom(1024)
+        assert request(rig, Kind.OUT, 3, data, queue=1) == [bytes([OK])]
+        assert request(rig, Kind.IN, 3, 1024) == [data, bytes([OK])]
+        assert (tmp_path / "disk").read_bytes()[3 * 512 : 5 * 512] == data
+        wait(lambda: turn(rig.device.host) or rig.read(Register.INTERRUPT_STATUS) & 1)
+
+
+def test_a_reset_takes_the_rings_back(ram: Ram, tmp_path: Path) -> None:
+    with backend(tmp_path), disk(ram, tmp_path) as rig:
+        for n in range(20):
+            rig.start()
+            data = bytes([n]) * 512
+            assert request(rig, Kind.OUT, n, data) == [bytes([OK])]
+            assert request(rig, Kind.IN, n, 512) == [data, bytes([OK])]
+            rig.write(Register.STATUS, 0)
+            assert rig.device.host.session is not None
+
+
+@pytest.mark.parametrize("modes", [(), ("inflight",)])
+def test_requests_survive_a_back_end_that_dies(ram: Ram, tmp_path: Path, modes: tuple[str, ...]) -> None:
+    with backend(tmp_path, "die", *modes) as first, disk(ram, tmp_path) as rig:
+        rig.start()
+        ring = rig.rings[0]
+        for n in range(12):
+            ring.add(pack("<IIQ", Kind.OUT, 0, n), bytes([n + 1]) * 512, 1)
+        rig.notify()
+        first.wait(10)
+        host: Backend = rig.device.host
+        wait(lambda: turn(host) or host.session is None)
+        assert (tmp_path / "disk").read_bytes().count(b"\1" * 512) == 0
+        ring.add(pack("<IIQ", Kind.OUT, 0, 12), bytes([13]) * 512, 1)
+        rig.notify()  # meanwhile the driver goes on
+        with backend(tmp_path, *modes):
+            found: list[tuple[int, int]] = []
+
+            def all_used() -> bool:
+                turn(host)
+                found.extend(ring.collect())
+                return len(found) >= 13
+
+            wait(all_used)
+            assert len({head for head, _ in found}) == 13 == len(found)
+            content = (tmp_path / "disk").read_bytes()
+            assert [content[512 * n] for n in range(13)] == list(range(1, 14))
+            assert request(rig, Kind.IN, 4, 512) == [b"\5" * 512, bytes([OK])]
+
+
+def test_many_deaths_lose_nothing(ram: Ram, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The ring's indices wrap around in its entries, and old requests stay behind younger ones."""
+    with backend(tmp_path, "die") as process, disk(ram, tmp_path) as rig:
+        rig.start(size=64)
+        ring, host, found = rig.rings[0], rig.device.host, 0
+        for life in range(5):
+            for n in range(16):
+                ring.bump = DATA + n * 1024
+                ring.add(pack("<IIQ", Kind.OUT, 0, life * 16 + n), bytes([life * 16 + n + 1]) * 512, 1)
+            rig.notify()
+            process.wait(10)
+            wait(lambda: turn(host) or host.session is None)
+            with backend(tmp_path) as process:
+                wait(lambda: turn(host) or not rig.transport.queues[0].ready or ring_is_done(rig))
+                found += len(ring.collect())
+                assert found == 16 * (life + 1)
+                process.kill()
+                process.wait()
+                wait(lambda: turn(host) or host.session is None)
+            if life < 4:
+                process = subprocess.Popen(
+                    [sys.executable, str(BACKEND), str(tmp_path / "socket"), str(tmp_path / "disk"), "die"]
+                )
+                wait(lambda: turn(host) or host.session is not None)
+        process.kill()
+        process.wait()
+        content = (tmp_path / "disk").read_bytes()
+        assert [content[512 * n] for n in range(80)] == list(range(1, 81))
+
+
+def ring_is_done(rig: Rig) -> bool:
+    ring = rig.rings[0]
+    return bool(unpack("<H", ring.ram.view(ring.used + 2, 2))[0] == ring.added)
+
+
+def test_a_back_end_breaks_reservations(ram: Ram, tmp_path: Path) -> None:
+    with backend(tmp_path), disk(ram, tmp_path) as rig:
+        rig.start()
+        reservations = Reservations.at(regions.RESERVATIONS)
+        reservations.watched, reservations.granule[0] = 1, DATA
+        request(rig, Kind.IN, 0, 512)
+        wait(lambda: turn(rig.device.host) or reservations.granule[0] == NONE)
+        reservations.watched = 0
+
+
+@pytest.mark.parametrize("place", [0, RAM_BASE - 4096, RAM_BASE + (4 << 20) - 16, 1 << 63, (1 << 64) - 16])
+def test_rings_outside_of_ram_are_never_passed(ram: Ram, tmp_path: Path, place: int) -> None:
+    with backend(tmp_path) as process, disk(ram, tmp_path) as rig:
+        rig.negotiate(rig.features())
+        for register in (Register.QUEUE_DESC, Register.QUEUE_DRIVER, Register.QUEUE_DEVICE):
+            rig.write(register, place & 0xFFFF_FFFF)
+            rig.write(register + 4, place >> 32)
+        rig.write(Register.QUEUE_NUM, 64)
+        rig.write(Register.QUEUE_READY, 1)
+        rig.write(Register.STATUS, 15)
+        assert rig.needs_reset() and not rig.device.host.ledgers
+        assert process.poll() is None
+        rig.start()
+        assert request(rig, Kind.IN, 0, 512)[1] == bytes([OK])
+
+
+def test_indices_that_make_no_sense_are_the_drivers_own_trouble(ram: Ram, tmp_path: Path) -> None:
+    chance = random.Random(3)
+    with backend(tmp_path) as process, disk(ram, tmp_path) as rig:
+        rig.start()
+        ring, host = rig.rings[0], rig.device.host
+        process.kill()
+        process.wait()
+        wait(lambda: turn(host) or host.session is None)
+        for _ in range(200):
+            ram.view(ring.avail, 4 + 128)[:] = chance.randbytes(4 + 128)
+            ram.view(ring.used, 4 + 512)[:] = chance.randbytes(4 + 512)
+            rig.notify()
+            host.ledgers[0].again()
+            assert len(host.ledgers[0].heads) <= 2 * 64
+
+
+# Hostile back-ends
+
+
+def hostile(answers: Callable[[socket.socket], None]) -> socket.socket:
+    """The front end's side of a connection to a thread that answers."""
+    ours, theirs = socket.socketpair()
+
+    def serve() -> None:
+        with theirs:
+            try:
+                answers(theirs)
+            except OSError:
+                return
+
+    threading.Thread(target=serve, daemon=True).start()
+    return ours
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_answers_without_sense_end_the_connection(seed: int) -> None:
+    chance = random.Random(seed)
+
+    def answers(link: socket.socket) -> None:
+        while data := link.recv(4096):
+            request = unpack("<I", data[:4])[0]
+            good = pack("<IIIQ", request, 5, 8, 1 << 30 | 1 << 32 | chance.getrandbits(64))
+            kind = chance.randrange(6)
+            if kind == 0:
+                good = chance.randbytes(20)
+            elif kind == 1:
+                good = pack("<III", request, 5, chance.choice([0, 4, 7, 9, 4096])) + bytes(4096)
+            elif kind == 2:
+                good = good[: chance.randrange(len(good))]
+            fds = [0] * chance.randrange(3)
+            socket.send_fds(link, [good], fds)
+            if kind == 2:
+                return
+
+    before = len(os.listdir("/proc/self/fd"))
+    link = hostile(answers)
+    with pytest.raises(BackendError):
+        session = Session(link)
+        for _ in range(50):
+            session.config(60)
+            session.new_inflight(1, 64)
+    link.close()
+    wait(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
+def test_a_back_end_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtio.vhost_wire.PATIENCE", 0.1)
+
+    def drip(link: socket.socket) -> None:
+        link.recv(4096)
+        while True:
+            link.sendall(b"\1")
+            time.sleep(0.03)
+
+    for answers in (lambda link: time.sleep(1), drip):
+        began = time.monotonic()
+        with pytest.raises(BackendError, match=r"does not answer|is none"):
+            Session(hostile(answers))
+        assert time.monotonic() - began < 0.5
+
+
+def test_a_back_end_that_talks_unasked_is_left(ram: Ram, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with backend(tmp_path), disk(ram, tmp_path) as rig:
+        rig.start()
+        host: Backend = rig.device.host
+        other, theirs = socket.socketpair()
+        assert host.session is not None
+        host.session.link.close()
+        host.session.link = other
+        theirs.sendall(b"boo")
+        turn(host)
+        assert host.session is None and "nobody asked" in capfd.readouterr().err
+        theirs.close()
+        wait(lambda: turn(host) or host.session is not None)
+        assert request(rig, Kind.IN, 0, 512)[1] == bytes([OK])
+
+
+# Options
+
+
+def parsed(text: str) -> MachineConfig:
+    return options.parse(["-bios", "none", "-kernel", __file__, *text.split()])
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("-device vhost-user-blk-device", "chardev=ID"),
+        ("-device vhost-user-blk-pci,chardev=c0", "no such chardev c0 socket,path=FILE"),
+        ("-device vhost-user-blk-pci,chardev=c0 -chardev null,id=c0", "null takes a socket"),
+        ("-device vhost-user-blk-pci,chardev=c0 -chardev socket,id=c0,path=/none", "/none start the back-end first"),
+        ("-device vhost-user-blk-pci,chardev=c0 -chardev socket,id=c0,path=x,server=on", "server=on server=off"),
+        ("-device vhost-user-blk-pci,chardev=c0,packed=on -chardev socket,id=c0,path=x", "packed=on split"),
+        ("-device vhost-user-blk-pci,chardev=c0,num-queues=33 -chardev socket,id=c0,path=x", "33 32"),
+        ("-device vhost-user-fs-pci,chardev=c0,num-request-queues=0 -chardev socket,id=c0,path=x", "queues=0 32"),
+        ("-device vhost-user-fs-pci,chardev=c0 -chardev socket,id=c0,path=x", "tag=NAME 36"),
+        ("-device virtio-serial -device virtconsole,chardev=c0 -chardev socket,id=c0,path=x,server=off", "server=on"),
+        ("-drive file=x,format=qcow3", "qcow3"),
+    ],
+)
+def test_what_can_not_be_is_one_line(text: str, named: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check(parsed(text))
+    for word in named.split():
+        assert word in str(error.value)
+
+
+def test_queues_that_a_back_end_has_not_are_refused(tmp_path: Path) -> None:
+    with backend(tmp_path), pytest.raises(ConfigError, match="has 4 queues, not 5"):
+        open_disk(tmp_path, queues=5)
+
+
+def test_a_back_end_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="start the back-end first"):
+        open_disk(tmp_path)
+
+
+def test_a_file_systems_configuration_is_ours(tmp_path: Path) -> None:
+    with backend(tmp_path):
+        made = VhostFs(Backend("c0", lambda: Session(dial(str(tmp_path / "socket"))), 3), (128,) * 3, b"files")
+        assert made.config() == b"files".ljust(36, b"\0") + pack("<I", 2)
+        made.close()

@@ -6,7 +6,7 @@ goes to the interpreter's handler.
 
 from mem.mailbox import Mailbox
 from mem.native import Native, native, table
-from mem.tlb import VIEW_BYTES, VIEW_S, VIEW_SHIFT, VIEWS, Mmu
+from mem.tlb import TLB_ENTRIES, VIEW_BYTES, VIEW_S, VIEW_SHIFT, VIEWS, WRITE_BANK, Mmu
 from smp.code import Slot
 from smp.csr import (
     ALL,
@@ -17,6 +17,7 @@ from smp.csr import (
     pc_mask,
 )
 from smp.hart import FP_ALLOWED, FS, MPRV, MXR, SIE, SINK, SUM, SUPERVISOR, UXL, Hart
+from smp.system import BLOCK
 from smp.templates import SLOW, add_stub, call_step, cursor, decline, slow_step, step_slot
 from smp.x86 import (
     BELOW,
@@ -36,9 +37,11 @@ from smp.x86 import (
     op_mem,
     op_reg,
     put,
+    rotated,
     shift_immediate,
     word32,
 )
+from smp.x86_sse import STORE_ALL, XMM0, XOR_BITS, vex_mem, vex_reg
 
 CALL_ENVIRONMENT, RETURN_SUPERVISOR, LOOK_AT_CLOCK = range(3)  # smp/translated.py:SYSTEM_CALLED
 SWAP, SET, CLEAR = range(3)
@@ -52,8 +55,10 @@ PRIVILEGE, MSTATUS, ALARM, SOFT, TIMERS, MIE_FIELD, FRM, FP_INLINE = (
 )
 PENDING = Mailbox.offset("pending") - Mailbox.offset("alarm")  # from what the field `alarm` points at
 SEPC_FIELD, MEPC_FIELD = Hart.offset("sepc"), Hart.offset("mepc")
-DATA, SUM_FIELD = (Hart.offset("mmu") + Mmu.offset(n) for n in ("data", "sum"))
-FIRST_VIEW = Hart.offset("mmu") + Mmu.offset("first_view")
+DATA, SUM_FIELD, FIRST_VIEW, MENVCFG = (
+    Hart.offset("mmu") + Mmu.offset(n) for n in ("data", "sum", "first_view", "menvcfg")
+)
+CBZE_BIT = 7  # of menvcfg
 assert VIEW_S + 1 < VIEWS
 
 
@@ -269,7 +274,31 @@ def t_leaves(s: Slot, which: int, extra: int) -> None:
     cursor().ended = 1
 
 
+@native
+def t_zero_block(s: Slot, op: int, extra: int) -> None:
+    """cbo.zero where menvcfg lets S-mode have it, and the TLB the block's page; the rest is the handler's."""
+    op_mem(0, 0x8B, RCX, HART, PRIVILEGE)
+    shift_immediate(0, 4, RCX, CBZE_BIT)  # of the privileges, S and M have the bit that CBZE is
+    op_mem(0, 0x85, RCX, HART, MENVCFG)
+    refused = jump_if(EQUAL)
+    get(RAX, s.rs1)
+    immediate(1, 4, RAX, (1 << 64) - BLOCK)
+    rotated(RCX, RAX, 8)
+    immediate(0, 4, RCX, (TLB_ENTRIES - 1) << 4)
+    op_mem(1, 0x03, RCX, HART, DATA)
+    op_reg(1, 0x8B, RDX, RAX)
+    immediate(1, 4, RDX, (1 << 64) - 4096)
+    op_mem(1, 0x3B, RDX, RCX, WRITE_BANK)
+    missed = jump_if(NOT_EQUAL)
+    op_mem(1, 0x03, RAX, RCX, WRITE_BANK + 8)
+    vex_reg(XOR_BITS, XMM0, XMM0, XMM0)
+    for part in range(BLOCK // 16):
+        vex_mem(STORE_ALL, XMM0, 0, RAX, 16 * part)
+    slow_step(refused, missed)
+
+
 TEMPLATES: dict[str, tuple[Native, int, int]] = {
+    "cbo.zero": (t_zero_block, 0, 0),
     "csrrw": (t_csr, SWAP, 0), "csrrs": (t_csr, SET, 0), "csrrc": (t_csr, CLEAR, 0),
     "csrrwi": (t_csr, SWAP, 1), "csrrsi": (t_csr, SET, 1), "csrrci": (t_csr, CLEAR, 1),
     "ecall": (t_leaves, CALL_ENVIRONMENT, 0), "sret": (t_leaves, RETURN_SUPERVISOR, 0),

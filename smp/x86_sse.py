@@ -37,7 +37,8 @@ FMADD, FMSUB, FNMADD, FNMSUB = (
     (form(0x66, opcode, 2, wide=True), form(0x66, opcode, 2)) for opcode in (0xA9, 0xAB, 0xAD, 0xAF)
 )
 TO_ADDEND = 0x10  # added to these: first = left * other + first
-OR_BITS, AND_BITS = form(0, 0x56), form(0, 0x54)
+OR_BITS, AND_BITS, XOR_BITS = form(0, 0x56), form(0, 0x54), form(0, 0x57)
+STORE_ALL = form(0, 0x11)  # all of a register, anywhere
 COPY = form(0x66, 0x28)  # all of a register
 MERGE = LOAD[1]  # on registers: the last one's lowest 32 bits and the rest of the first source
 ALL_EQUAL = form(0x66, 0x76)  # of a register and itself: all bits are one

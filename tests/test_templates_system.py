@@ -14,6 +14,8 @@ from smp.interpreter import run_quantum
 from smp.translated import run_translated
 from smp.trap import due_interrupt
 
+DATA = RAM_BASE + 0x8000
+NOP = i("addi", rd=0, rs1=0, imm=0)
 OPERATIONS = ("csrrw", "csrrs", "csrrc", "csrrwi", "csrrsi", "csrrci")
 NAMES = ("sstatus", "sscratch", "sepc", "scause", "stval", "mscratch", "mepc", "mcause", "mtval", "stvec", "mideleg",
          "mhartid", "sie")  # fmt: skip
@@ -132,3 +134,37 @@ def test_an_endless_chain_of_traps_ends_its_quantum(bare: Bare) -> None:
     run_translated(h, 1000)
     assert h.instret == 0
     assert 900 < h.traps <= 1001
+
+
+CBZE = 1 << 7
+
+
+@pytest.mark.parametrize("privilege", [USER, SUPERVISOR, MACHINE_MODE])
+@pytest.mark.parametrize("menvcfg", [0, CBZE])
+@pytest.mark.parametrize("senvcfg", [0, CBZE])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_block_of_zeros_as_the_interpreter(
+    bare: Bare, privilege: int, menvcfg: int, senvcfg: int, known: bool
+) -> None:
+    """Inside its block at most; with and without its page in the TLB."""
+    outcomes = []
+    for interpreted in (True, False):
+        bare.reset()
+        bare.put(RAM_BASE, i("sb", rs1=10, rs2=0, imm=0) if known else NOP, i("cbo.zero", rs1=10), i("ebreak"))
+        bare.forget_code()
+        bare.poke(DATA, bytes(range(1, 193)))
+        h = bare.h
+        h.mmu.menvcfg, h.senvcfg, h.x[10], h.pc = menvcfg, senvcfg, DATA + 64 + 13, RAM_BASE
+        bare.enter(privilege)
+        if interpreted:
+            while not h.traps:
+                run_quantum(h, 100)
+        else:
+            while not bare.step():
+                pass
+        outcomes.append((state(bare), bare.peek(DATA, 192), h.slow_steps))
+    allowed = privilege == MACHINE_MODE or (menvcfg and (privilege == SUPERVISOR or senvcfg))
+    assert outcomes[0][:2] == outcomes[1][:2]
+    assert (outcomes[1][1][64:128] == bytes(64)) == bool(allowed)
+    if allowed:  # the ebreak is a step
+        assert outcomes[1][2] == (1 if known and menvcfg and privilege != USER else 2)

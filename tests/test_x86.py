@@ -305,9 +305,17 @@ def sse_rows() -> Iterator[Row]:
                 to_int = forms[single] | wide
                 yield Row(x86_sse.vex_reg, (to_int, whole, 0, rm), f"{name} $reg, $rm")
                 yield Row(x86_sse.vex_mem, (to_int, whole, 0, BASE, far), f"{{disp8}} {name} $reg, {size} [$base$disp]")
-    for name, form in (("vorps", x86_sse.OR_BITS), ("vandps", x86_sse.AND_BITS), ("vpcmpeqd", x86_sse.ALL_EQUAL)):
+    for name, form in (
+        ("vorps", x86_sse.OR_BITS),
+        ("vxorps", x86_sse.XOR_BITS),
+        ("vandps", x86_sse.AND_BITS),
+        ("vpcmpeqd", x86_sse.ALL_EQUAL),
+    ):
         yield Row(x86_sse.vex_reg, (form, reg, left, rm), f"{{load}} {name} $reg, $left, $rm")
     yield Row(x86_sse.vex_reg, (x86_sse.COPY, reg, 0, rm), "{load} vmovapd $reg, $rm")
+    yield Row(
+        x86_sse.vex_mem, (x86_sse.STORE_ALL, reg, 0, BASE, DISP), "{disp8} vmovups xmmword ptr [$base$disp], $reg"
+    )
     yield Row(x86_sse.vex_reg, (x86_sse.MERGE, reg, left, rm), "{load} vmovss $reg, $left, $rm")
     yield Row(x86_sse.vex_reg, (x86_sse.FROM_GENERAL, reg, 0, register("rm", R64)), "vmovq $reg, $rm")
     base, index = register("base", R64, without=(RBP, R13)), register("index", R64, without=(RSP,))

@@ -24,6 +24,8 @@ NO_FIRMWARE = "none"
 
 NET_DEVICE = "virtio-net-device"
 VHOST = "vhost-user-"  # before what its back-end does
+FS_DEVICE = "vhost-user-fs-device"
+VIRTIOFSD = "virtiofsd"
 FS_TAG = 36  # bytes of a virtio file system's name
 
 TB_SIZE_MIN = 128 << 10  # room for several of the largest blocks
@@ -60,7 +62,10 @@ class DriveConfig:
 
 @dataclass(frozen=True)
 class FsdevConfig:
-    """A folder of the host for a virtio-9p device; `model` says whose the files are, `option` where it was given."""
+    """A folder of the host for a virtio-9p device; `model` says whose the files are, `option` where it was given.
+
+    Of model virtiofsd it is for a vhost-user-fs device.
+    """
 
     path: Path
     id: str
@@ -329,17 +334,24 @@ def _check_shares(config: MachineConfig) -> None:
     ids = [folder.id for folder in config.fsdevs]
     _check_unique("-fsdev id", ids)
     devices = [device for device in config.devices if device.driver == "virtio-9p-device"]
-    wanted = [device.get("fsdev") for device in devices]
-    for name in wanted:
-        if name not in ids:
+    users = devices + [device for device in config.devices if device.driver == FS_DEVICE and device.get("fsdev")]
+    wanted = [device.get("fsdev") for device in users]
+    models = {folder.id: folder.model for folder in config.fsdevs}
+    for device in users:
+        if (name := device.get("fsdev")) not in ids:
+            kind = VIRTIOFSD if device.driver == FS_DEVICE else "local,security_model=none"
             raise ConfigError(
-                f"-device virtio-9p-device,fsdev={name}: no such fsdev{near(name, ids)} "
-                f"(add -fsdev local,path=FOLDER,security_model=none,id={name})"
+                f"-device {device.driver},fsdev={name}: no such fsdev{near(name, ids)} "
+                f"(add -fsdev {kind},path=FOLDER,id={name})"
             )
-    _check_unique("-device virtio-9p-device,fsdev", wanted)
-    for name in ids:
+        if (models[name] == VIRTIOFSD) != (device.driver == FS_DEVICE):
+            other = FS_DEVICE if models[name] == VIRTIOFSD else "virtio-9p-device"
+            raise ConfigError(f"-device {device.driver},fsdev={name}: is not for it; use -device {other}")
+    _check_unique("-device fsdev", wanted)
+    for name, model in models.items():
         if name not in wanted:
-            raise ConfigError(f"-fsdev id={name}: no device uses it; add -device virtio-9p-device,fsdev={name}")
+            kind = f"{FS_DEVICE},tag=NAME" if model == VIRTIOFSD else "virtio-9p-device"
+            raise ConfigError(f"-fsdev id={name}: no device uses it; add -device {kind},fsdev={name}")
     tags = [device.get("mount_tag") for device in devices]
     for device, tag in zip(devices, tags, strict=True):
         if not 1 <= len(os.fsencode(tag)) <= MOUNT_TAG:
@@ -351,13 +363,15 @@ def _check_shares(config: MachineConfig) -> None:
 
 
 def _check_tags(config: MachineConfig) -> None:
-    devices = [device for device in config.devices if device.driver == "vhost-user-fs-device"]
+    devices = [device for device in config.devices if device.driver == FS_DEVICE]
     for device in devices:
+        if bool(device.get("fsdev")) == bool(device.get("chardev")):
+            raise ConfigError(f"-device {FS_DEVICE}: needs one of chardev=ID and fsdev=ID")
         if not 1 <= len(os.fsencode(device.get("tag"))) <= FS_TAG:
             raise ConfigError(
                 f"-device {device.driver},tag={device.get('tag')}: has 1 to {FS_TAG} bytes; give tag=NAME"
             )
-    _check_unique("-device vhost-user-fs-device,tag", [device.get("tag") for device in devices])
+    _check_unique(f"-device {FS_DEVICE},tag", [device.get("tag") for device in devices])
 
 
 def _check_unique(what: str, names: list[str]) -> None:
@@ -378,7 +392,7 @@ def _check_consoles(config: MachineConfig) -> None:
     ports_given = [device for device in config.devices if device.driver in PORTS]
     _check_unique("-device name", [port.get("name") for port in ports_given if port.get("name")])
     users = [device for device in config.devices if device.driver in PORTS or device.driver.startswith(VHOST)]
-    wanted = [(device.driver, device.get("chardev")) for device in users]
+    wanted = [(device.driver, device.get("chardev")) for device in users if not device.get("fsdev")]
     for driver, name in wanted:
         if name not in ids:
             kind = "socket,path=FILE" if driver.startswith(VHOST) else "pty"

@@ -69,7 +69,8 @@ DEVICES = {
         "num-queues": "number of request queues, 1 to 32 (default 1)",
     },
     "vhost-user-fs-device": {
-        "chardev": "id of the -chardev socket at which the back-end listens (needed)",
+        "chardev": "id of the -chardev socket at which the back-end listens",
+        "fsdev": "in its place: id of an -fsdev virtiofsd",
         "tag": "what the guest mounts it by, at most 36 bytes (needed)",
         "id": "name",
         "num-request-queues": "number of request queues, 1 to 32 (default 1)",
@@ -86,7 +87,6 @@ NEEDED = {
     "virtconsole": "chardev",
     "virtserialport": "chardev",
     "vhost-user-blk-device": "chardev",
-    "vhost-user-fs-device": "chardev",
     NET_DEVICE: "netdev",
 }
 
@@ -397,8 +397,9 @@ OPTIONS: tuple[Option, ...] = (
     Option(("virtfs",), "local,path=FOLDER,mount_tag=NAME,security_model=MODEL[,id=ID][,readonly=on]...",
            "a folder of the host and its virtio-9p device, which the guest mounts by NAME", read_virtfs, True),
     Option(("fsdev",), "local,id=ID,path=FOLDER,security_model=MODEL[,readonly=on][,multidevs=...][,fmode=..,dmode=..]",
-           "a folder for a -device virtio-9p-device,fsdev=ID. MODEL none: files have the guest's modes; passthrough: "
-           "its owners too (root may); mapped-xattr: both are extended attributes, and the host's modes are fmode=0600 "
+           "a folder for a -device virtio-9p-device,fsdev=ID, or with virtiofsd,id=ID,path=FOLDER one that a virtiofsd "
+           "serves to a -device vhost-user-fs-device,fsdev=ID,tag=NAME. MODEL none: files have the guest's modes; "
+           "passthrough: its owners too (root may); mapped-xattr: both are extended attributes, and the host's modes are fmode=0600 "
            "and dmode=0700. multidevs=remap|forbid|warn is for folders with several file systems in them",
            read_fsdev, True),
     Option(("device",), "DRIVER[,PROPERTY=VALUE...]", "a device; -device help lists them", read_device, True),

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from smp.config import DeviceConfig, FsdevConfig
+from smp.config import VIRTIOFSD, DeviceConfig, FsdevConfig
 from smp.cpu import ConfigError
 from smp.option_text import one_of, pairs, path, split_commas, switch
 
@@ -15,10 +15,21 @@ SHARE_TAG = "share"
 
 
 def read_fsdev(text: str) -> dict[str, Any]:
+    if split_commas(text)[0].removeprefix("fsdriver=") == VIRTIOFSD:
+        return read_virtiofsd(text)
     given = _given("-fsdev", text, OF_FOLDER)
     if not given.get("id"):
         raise ConfigError(f"-fsdev {text}: needs an id, so that a -device can name it; add id=NAME")
     return {"fsdevs": (_folder("-fsdev", text, given),)}
+
+
+def read_virtiofsd(text: str) -> dict[str, Any]:
+    """A folder that a virtiofsd of ours serves, for a vhost-user-fs device."""
+    given = pairs("-fsdev", text, "fsdriver", ("fsdriver", "id", "path"))
+    for name in ("id", "path"):
+        if not given.get(name):
+            raise ConfigError(f"-fsdev {text}: needs {name}=; write -fsdev {VIRTIOFSD},id=ID,path=FOLDER")
+    return {"fsdevs": (FsdevConfig(Path(given["path"]), given["id"], VIRTIOFSD),)}
 
 
 def read_virtfs(text: str) -> dict[str, Any]:
@@ -43,7 +54,7 @@ def _with_device(folder: FsdevConfig, tag: str) -> dict[str, Any]:
 
 def _given(option: str, text: str, known: tuple[str, ...]) -> dict[str, str]:
     driver = split_commas(text)[0].removeprefix("fsdriver=")
-    one_of(option, driver, ("local",), "; only local is, a folder of the host")
+    one_of(option, driver, ("local",), "; only local is, a folder of the host, and virtiofsd with -fsdev")
     return pairs(option, text, "fsdriver", known)
 
 

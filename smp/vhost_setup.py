@@ -1,4 +1,4 @@
-"""Devices whose work is done by another process: one that the user has started, or qemu-storage-daemon of ours."""
+"""Devices whose work is done by another process: the user's own, or a qemu-storage-daemon or virtiofsd of ours."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from smp.config import DeviceConfig, DriveConfig, MachineConfig
+from smp.config import VIRTIOFSD, DeviceConfig, DriveConfig, FsdevConfig, MachineConfig
 from smp.cpu import ConfigError
 from smp.option_text import escape, number
 from virtio.blk import F_CONFIG_WCE, F_DISCARD, F_MQ, F_WRITE_ZEROES
@@ -18,6 +18,7 @@ from virtio.vhost_wire import BackendError, Session, dial
 STORAGE_DAEMON = "qemu-storage-daemon"
 BLOCK_BITS = {"config-wce": F_CONFIG_WCE, "discard": F_DISCARD, "write-zeroes": F_WRITE_ZEROES}
 FS_QUEUE = "128"  # entries
+VIRTIOFSD_FOLDERS = ("/usr/libexec", "/usr/lib/qemu")  # where Debian has it
 
 
 def open_block(given: DeviceConfig, config: MachineConfig) -> VhostBlock:
@@ -30,7 +31,39 @@ def open_fs(given: DeviceConfig, config: MachineConfig) -> VhostFs:
     """-device vhost-user-fs-device: a queue for urgent requests, and as many for the others as are asked for."""
     queues = 1 + number(f"-device {given.driver},num-request-queues", given.get("num-request-queues", "1"))
     sizes = (int(given.get("queue-size", FS_QUEUE)),) * queues
+    if given.get("fsdev"):
+        folder = next(folder for folder in config.fsdevs if folder.id == given.get("fsdev"))
+        return VhostFs(_virtiofsd(folder, queues), sizes, os.fsencode(given.get("tag")))
     return VhostFs(_backend(given, config, queues), sizes, os.fsencode(given.get("tag")))
+
+
+def _virtiofsd(folder: FsdevConfig, queues: int) -> Backend:
+    """A virtiofsd of ours."""
+    where = f"-fsdev {VIRTIOFSD},id={folder.id},path={folder.path}"
+    program = find_virtiofsd()
+    if program is None:
+        remedy = f"apt install {VIRTIOFSD} (or qemu-system-common, until Debian 12), or use -virtfs"
+        raise ConfigError(f"{where}: {VIRTIOFSD} is not installed; {remedy}")
+    words = virtiofsd_words(program, os.path.abspath(folder.path))
+    helper = Helper(lambda listener: [*words, f"--fd={listener}"])
+
+    def make() -> Backend:
+        return HelperBackend(folder.id, helper, queues)
+
+    return _helped(make, helper, queues, where, f"see {VIRTIOFSD}(1), or use -virtfs")
+
+
+def find_virtiofsd() -> str | None:
+    return shutil.which(VIRTIOFSD, path=os.pathsep.join((os.environ.get("PATH", ""), *VIRTIOFSD_FOLDERS)))
+
+
+def virtiofsd_words(program: str, folder: str) -> list[str]:
+    """The program there is: QEMU's own in C, or its successor, which needs no root."""
+    text = subprocess.run([program, "--help"], capture_output=True, text=True, errors="replace", timeout=10).stdout
+    if "--shared-dir" not in text:
+        return [program, "-f", "-o", f"source={folder},log_level=err"]
+    sandbox = "namespace" if os.geteuid() == 0 or shutil.which("newuidmap") else "none"
+    return [program, "--shared-dir", folder, "--sandbox", sandbox, "--log-level", "error"]
 
 
 def _backend(given: DeviceConfig, config: MachineConfig, queues: int) -> Backend:
@@ -73,11 +106,14 @@ def _block(given: DeviceConfig, backend: Backend, queues: int) -> VhostBlock:
 # Images that are not raw
 
 
-class DaemonBackend(Backend):
-    """A back-end that is ours to end."""
+class HelperBackend(Backend):
+    """A back-end that is ours to start and to end; `folder` goes with it."""
 
-    helper: Helper
-    folder: tempfile.TemporaryDirectory[str] | None = None
+    def __init__(
+        self, name: str, helper: Helper, queues: int, folder: tempfile.TemporaryDirectory[str] | None = None
+    ) -> None:
+        self.helper, self.folder = helper, folder
+        super().__init__(name, helper.dial, queues)
 
     def close(self) -> None:
         super().close()
@@ -85,6 +121,14 @@ class DaemonBackend(Backend):
         if self.folder:
             self.folder.cleanup()
             self.folder = None
+
+
+def _helped(make: Callable[[], Backend], helper: Helper, queues: int, where: str, remedy: str) -> Backend:
+    try:
+        return _made(make, queues, where, remedy)
+    except ConfigError:
+        helper.close()
+        raise
 
 
 def open_image(drive: DriveConfig, given: DeviceConfig, snapshot: bool) -> VhostBlock:
@@ -107,20 +151,17 @@ def open_image(drive: DriveConfig, given: DeviceConfig, snapshot: bool) -> Vhost
     helper = Helper(lambda listener: [program, *daemon_words(*image, writable, queues, listener)])
 
     def make() -> Backend:
-        backend = DaemonBackend(drive.id or drive.file.name, helper.dial, queues)
-        backend.helper, backend.folder = helper, folder
-        return backend
+        return HelperBackend(drive.id or drive.file.name, helper, queues, folder)
 
     try:
-        disk = _block(given, _made(make, queues, where, "choose another file or format"), queues)
-        if given.get("write-cache") == "off":
-            disk.configure(VhostBlock.WRITEBACK, b"\0")
-        return disk
+        disk = _block(given, _helped(make, helper, queues, where, "choose another file or format"), queues)
     except ConfigError:
-        helper.close()
         if folder:
             folder.cleanup()
         raise
+    if given.get("write-cache") == "off":
+        disk.configure(VhostBlock.WRITEBACK, b"\0")
+    return disk
 
 
 def daemon_words(file: str, form: str, writable: bool, queues: int, listener: int) -> list[str]:

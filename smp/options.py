@@ -399,8 +399,9 @@ OPTIONS: tuple[Option, ...] = (
     Option(("fsdev",), "local,id=ID,path=FOLDER,security_model=MODEL[,readonly=on][,multidevs=...][,fmode=..,dmode=..]",
            "a folder for a -device virtio-9p-device,fsdev=ID, or with virtiofsd,id=ID,path=FOLDER one that a virtiofsd "
            "serves to a -device vhost-user-fs-device,fsdev=ID,tag=NAME. MODEL none: files have the guest's modes; "
-           "passthrough: its owners too (root may); mapped-xattr: both are extended attributes, and the host's modes are fmode=0600 "
-           "and dmode=0700. multidevs=remap|forbid|warn is for folders with several file systems in them",
+           "passthrough: its owners too (root may); mapped-xattr: both are extended attributes, and the "
+           "host's modes are fmode=0600 and dmode=0700. multidevs=remap|forbid|warn is for "
+           "folders with several file systems in them",
            read_fsdev, True),
     Option(("device",), "DRIVER[,PROPERTY=VALUE...]", "a device; -device help lists them", read_device, True),
     Option(("netdev",), "user|tap|stream|dgram|socket|hubport,id=ID[,PROPERTY=VALUE...]",

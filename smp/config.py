@@ -35,17 +35,23 @@ TB_SIZE_MIN = 128 << 10  # room for several of the largest blocks
 class SerialConfig:
     """The host's end of a character device.
 
-    `kind` is stdio, mon:stdio, file, unix, fd, pty, null or none; `arg` the path of a file or a socket, or the number
-    of a descriptor; `id` the name of a -chardev. A unix socket is listened on, and the machine does not wait for
-    someone to connect; for a vhost-user device it is connected to, again after `retry` seconds. `server` is what was
-    said of that, or ''.
+    `kind` is stdio, mon:stdio, file, pipe, unix, tcp, fd, pty, null, none, or chardev of a -serial; `arg` the path of
+    a file or a socket, HOST:PORT, the number of a descriptor, or the name of a -chardev; `id` the name of a -chardev;
+    `properties` have QEMU's names.
     """
 
     kind: str = "mon:stdio"
     arg: str = ""
     id: str = ""
-    server: str = ""
-    retry: float = 0.0
+    properties: tuple[tuple[str, str], ...] = ()
+
+    def get(self, name: str, default: str = "") -> str:
+        return dict(self.properties).get(name, default)
+
+    @property
+    def retry(self) -> float:
+        """Seconds after which a connection is tried again, or 0."""
+        return int(self.get("reconnect", "0")) + int(self.get("reconnect-ms", "0")) / 1000
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,11 @@ class MachineConfig:
     def translates(self) -> bool:
         """Whether harts run translated code."""
         return self.engine in ("jit", "check")
+
+    def uart(self) -> SerialConfig:
+        """The host's end of the UART."""
+        end = self.serials[0] if self.serials else SerialConfig("none")
+        return next(other for other in self.chardevs if other.id == end.arg) if end.kind == "chardev" else end
 
     def wants_blocks(self) -> str:
         """The option that asks for every translated block, or ''."""
@@ -400,28 +411,30 @@ def _check_consoles(config: MachineConfig) -> None:
                 f"-device {driver},chardev={name}: no such chardev{near(name, ids)} "
                 f"(add -chardev {kind},id={name} or another kind)"
             )
-    _check_unique("-device chardev", [name for _, name in wanted])
+    for serial in config.serials:
+        if serial.kind == "chardev":
+            if serial.arg not in ids:
+                raise ConfigError(f"-serial chardev:{serial.arg}: no such chardev{near(serial.arg, ids)}")
+            wanted.append(("-serial", serial.arg))
+    _check_unique("-device or -serial, chardev", [name for _, name in wanted])
     drivers = {name: driver for driver, name in wanted}
-    for end in config.chardevs:
-        if end.id not in drivers:
+    for end in (*config.serials, *config.chardevs):
+        if end.id and end.id not in drivers:
             raise ConfigError(f"-chardev id={end.id}: no device uses it; add -device virtconsole,chardev={end.id}")
-        _check_chardev(end, drivers[end.id])
-    for end in config.serials:
-        _check_end("-serial", end)
+        if drivers.get(end.id, "").startswith(VHOST):
+            _check_backend(end, drivers[end.id])
+        else:
+            _check_end("-chardev" if end.id else "-serial", end)
 
 
-def _check_chardev(end: SerialConfig, driver: str) -> None:
-    """A console's socket is listened on, that of a back-end is connected to."""
+def _check_backend(end: SerialConfig, driver: str) -> None:
+    """A vhost-user back-end's socket is connected to."""
     where = f"-chardev socket,id={end.id}"
-    if not driver.startswith(VHOST):
-        if end.server == "off" or end.retry:
-            raise ConfigError(f"{where}: a console's socket is listened on, never connected to; use server=on")
-        _check_end("-chardev", end)
-    elif end.kind != "unix":
+    if end.kind != "unix":
         raise ConfigError(f"-chardev {end.kind},id={end.id}: {driver} takes a socket; use -chardev socket,path=FILE")
-    elif end.server == "on":
+    if end.get("server") == "on":
         raise ConfigError(f"{where},server=on: the back-end listens; start it with this path, and use server=off")
-    elif not os.path.exists(end.arg):
+    if not os.path.exists(end.arg):
         raise ConfigError(f"{where},path={end.arg}: no such file; start the back-end first")
 
 
@@ -475,7 +488,11 @@ def _check_end(option: str, end: SerialConfig) -> None:
     """A character device's file or socket can be made; one that a socket can't replace is not overwritten."""
     if end.kind == "fd" and not os.path.exists(f"/proc/self/fd/{end.arg}"):
         raise ConfigError(f"{option} fd {end.arg}: is not open; start the command with {end.arg}>FILE")
-    if end.kind not in ("file", "unix"):
+    if end.get("input-path"):
+        check_input(f"{option} input-path", Path(end.get("input-path")))
+    if end.kind == "pipe" and not any(os.path.exists(end.arg + ending) for ending in ("", ".in")):
+        raise ConfigError(f"{option} pipe {end.arg}: no such FIFO; make it first (mkfifo {end.arg})")
+    if end.kind != "file" and not (end.kind == "unix" and end.get("server") == "on"):
         return
     _check_output(option, Path(end.arg))
     if end.kind == "unix" and len(os.fsencode(end.arg)) > SOCKET_PATH:

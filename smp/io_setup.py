@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from mem.memmap import VIRTIO_SLOTS
 from smp import user_backends, vhost_setup
+from smp.char_setup import open_chardev
 from smp.config import DeviceConfig, DriveConfig, FsdevConfig, MachineConfig, SerialConfig
 from smp.cpu import ConfigError
 from smp.iothreads import assign
@@ -16,7 +17,6 @@ from smp.net_setup import open_networks
 from smp.serial_ports import CONSOLE, buses, offered_ports
 from smp.virtio_options import USERS, slot_of
 from virtio.blk import F_CONFIG_WCE, F_DISCARD, F_WRITE_ZEROES, Block
-from virtio.chardev import Chardev, Output, Stdio, Unix, open_file, open_pty
 from virtio.console import Console, Port
 from virtio.device import Device
 from virtio.features import EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET
@@ -49,7 +49,7 @@ def io_config(config: MachineConfig) -> IoConfig:
     for device in config.backends:
         user_backends.check(type(device).__name__, device)
         made.append((DeviceConfig(USERS), device))
-    serial = chardev(config.serials[0], "serial0") if config.serials else Chardev()
+    serial = open_chardev(config.uart(), "serial0")
     slots = place(made)
     io = IoConfig({slot: device for slot, (_, device) in slots.items()}, serial, others)
     assign(io, config, {slot: given for slot, (given, _) in slots.items()})
@@ -149,25 +149,4 @@ def consoles(config: MachineConfig) -> list[Made]:
 def port(given: DeviceConfig, ends: dict[str, SerialConfig]) -> Port:
     """A port of a virtio console with its host end."""
     label = given.get("chardev")
-    return Port(chardev(ends[label], label), given.driver == CONSOLE, os.fsencode(given.get("name")))
-
-
-def chardev(end: SerialConfig, label: str) -> Chardev:
-    """The host's end of a character device."""
-    kinds: dict[str, Callable[[], Chardev]] = {
-        "mon:stdio": lambda: Stdio(mux=True),
-        "stdio": lambda: Stdio(mux=False),
-        "file": lambda: open_file(end.arg),
-        "unix": lambda: Unix(end.arg),
-        "pty": lambda: open_pty(label),
-        "fd": lambda: Output(int(end.arg)),
-        "null": Chardev,
-        "none": Chardev,
-    }
-    if end.kind not in kinds:
-        raise ConfigError(f"-serial {end.kind}: not available; use {', '.join(kinds)}")
-    try:
-        return kinds[end.kind]()
-    except OSError as error:
-        reason = error.strerror or os.strerror(error.errno or 0)
-        raise ConfigError(f"-serial {end.kind}:{end.arg}: {reason}; choose another place") from error
+    return Port(open_chardev(ends[label], label), given.driver == CONSOLE, os.fsencode(given.get("name")))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smp import cpu
+from smp.char_options import free_terminal, read_chardev, read_serial
 from smp.config import (
     BUILT_IN_SBI,
     NET_DEVICE,
@@ -19,7 +20,6 @@ from smp.config import (
     DriveConfig,
     IothreadConfig,
     MachineConfig,
-    SerialConfig,
 )
 from smp.cpu import ConfigError, near
 from smp.host import default_engine_text
@@ -232,59 +232,6 @@ def _property_help(table: dict[str, Property]) -> Iterator[str]:
         yield f"    {name:14} {row.about}{f' (default {row.default})' if row.default else ''}"
 
 
-SOCKET = ("path", "server", "wait", "reconnect", "reconnect-ms")
-
-
-def read_chardev(text: str) -> Fields:
-    kinds = {"stdio": (), "pty": (), "null": (), "file": ("path",), "socket": SOCKET, "fd": ("fd",)}
-    kind = one_of("-chardev", split_commas(text)[0].removeprefix("backend="), kinds)
-    given = pairs("-chardev", text, "backend", ("backend", "id", *kinds[kind]))
-    if not given.get("id"):
-        raise ConfigError(f"-chardev {text}: needs id=NAME")
-    if "path" in kinds[kind] and not given.get("path"):
-        raise ConfigError(f"-chardev {text}: needs path=FILE")
-    if kind == "socket":
-        return {"chardevs": (_socket(text, given),)}
-    if kind == "fd":
-        given["path"] = str(number("-chardev fd,fd", given.get("fd", "")))
-    return {"chardevs": (SerialConfig(kind, given.get("path", ""), given["id"]),)}
-
-
-def _socket(text: str, given: dict[str, str]) -> SerialConfig:
-    """A console's is listened on; one that a vhost-user back-end listens on is connected to."""
-    server = given.get("server", "")
-    if server != "off":
-        _check_listening("-chardev", text, given)
-    retry = number("-chardev reconnect", given.get("reconnect", "0")) * 1000
-    retry += number("-chardev reconnect-ms", given.get("reconnect-ms", "0"))
-    return SerialConfig("unix", given.get("path", ""), given["id"], server, retry / 1000)
-
-
-def _check_listening(option: str, text: str, given: dict[str, str]) -> None:
-    if given.get("server", "on") != "on":
-        raise ConfigError(f"{option} {text}: a socket is listened on, never connected to; use server=on")
-    if given.get("wait", "off") != "off":
-        raise ConfigError(f"{option} {text}: the machine starts without waiting for a connection; use wait=off")
-
-
-def read_serial(text: str) -> Fields:
-    kind, colon, rest = text.partition(":")
-    if text in ("stdio", "mon:stdio", "pty", "null", "none"):
-        end = SerialConfig(text)
-    elif colon and kind == "file":
-        end = SerialConfig("file", str(path("-serial file:", rest)))
-    elif colon and kind == "fd":
-        end = SerialConfig("fd", str(number("-serial fd", rest)))
-    elif colon and kind == "unix":
-        given = pairs("-serial", rest, "path", ("path", "server", "wait"))
-        _check_listening("-serial", text, given)
-        end = SerialConfig("unix", str(path("-serial unix:", given.get("path", ""))))
-    else:
-        kinds = ("stdio", "mon:stdio", "file:PATH", "unix:PATH", "fd:N", "pty", "null", "none")
-        raise ConfigError(f"-serial {text}: not available; use {', '.join(kinds)}")
-    return {"serials": () if end.kind == "none" else (end,)}
-
-
 def absent(option: str, what: str) -> Callable[[str], Fields]:
     """Of something that the machine has not, so that 'none' is all there is."""
 
@@ -415,12 +362,17 @@ OPTIONS: tuple[Option, ...] = (
            "which spins for up to N ns before it sleeps (default 200000, 0: never); rng-random and rng-builtin are "
            "the host's random bytes, which a virtio-rng has without them too",
            read_any_object, True),
-    Option(("chardev",), "stdio|pty|null|fd,fd=N|file,path=FILE|socket,path=FILE[,server=on|off],id=ID",
-           "the host's end of a virtconsole, or the socket of a vhost-user back-end; fd is output "
-           "to a descriptor that the command was started with",
-           read_chardev, True),
-    Option(("serial",), "stdio|mon:stdio|file:PATH|unix:PATH[,server=on,wait=off]|fd:N|pty|null|none",
-           "the host's end of the UART (default mon:stdio: the terminal, Ctrl-A x ends the machine)", read_serial),
+    Option(("chardev",), "stdio|pty|null|file|pipe|socket|fd,id=ID[,PROPERTY=VALUE...]",
+           "the host's end of a port, or the socket of a vhost-user back-end: stdio[,signal=off][,mux=on] "
+           "(mux: Ctrl-A commands); file,path=FILE[,append=on][,input-path=FILE]; "
+           "pipe,path=FIFO (or FIFO.in and FIFO.out); "
+           "socket,path=FILE or socket,host=NAME,port=N, which connects [,reconnect=SECONDS] or with server=on listens "
+           "and waits for somebody [,wait=off] [,nodelay=on]; fd,fd=N is output to a descriptor that the command was "
+           "started with", read_chardev, True),
+    Option(("serial",),
+           "[mon:]stdio|pty|null|none|file:PATH|pipe:PATH|unix:PATH[,...]|tcp:HOST:PORT[,...]|chardev:ID|fd:N",
+           "the host's end of the UART, as -chardev has them (default mon:stdio: the terminal, Ctrl-A x ends the "
+           "machine; or none, if a -chardev has the terminal)", read_serial),
     Option(("nographic",), "", "the UART is on the terminal, as it is without this option", flag(nographic=True)),
     Option(("nodefaults",), "", "no UART on the terminal unless -serial asks for it", flag(nodefaults=True)),
     Option(("display",), "none", "there is no display", absent("-display", "display")),
@@ -560,6 +512,7 @@ def _apply(fields: Fields, given: Iterable[Given]) -> None:
 def _finish(fields: Fields) -> MachineConfig:
     if fields.pop("nodefaults", False):
         fields.setdefault("serials", ())
+    free_terminal(fields)
     if "exec" in fields.get("log", ()):
         fields.setdefault("engine", "interp")  # which goes from block to block then, whatever the engine
     return MachineConfig(**fields)

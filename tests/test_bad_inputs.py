@@ -38,6 +38,8 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+CONSOLE = " -device virtio-serial-device -device virtconsole,chardev=c"
+
 # A command line, and words that the message must have: the value, and what to do instead.
 BAD = [
     ("", "nothing to start -kernel"),
@@ -204,19 +206,31 @@ BAD = [
     ("-kernel kernel -chardev file,id=c", "path=FILE"),
     ("-kernel kernel -chardev tcp,id=c", "tcp stdio"),
     (
-        "-kernel kernel -device virtio-serial-device -chardev stdio,id=c -device virtconsole,chardev=c",
+        "-kernel kernel -nographic -device virtio-serial-device -chardev stdio,id=c -device virtconsole,chardev=c",
         "stdio -serial none",
     ),
     ("-kernel kernel" + 33 * " -device virtio-rng-device", "33 32"),
     ("-kernel kernel -display gtk", "gtk none"),
     ("-kernel kernel -monitor stdio", "stdio none"),
-    ("-kernel kernel -serial tcp:1234", "tcp:1234 unix"),
+    ("-kernel kernel -serial tcp:1234", "tcp:1234 tcp:HOST:PORT"),
+    ("-kernel kernel -serial udp:1234", "udp:1234 unix"),
+    ("-kernel kernel -serial chardev:c", "chardev:c no such chardev"),
+    ("-kernel kernel -serial chardev:c -chardev null,id=c" + CONSOLE, "chardev=c 2 times"),
+    ("-kernel kernel -serial pipe:nowhere", "nowhere mkfifo"),
+    ("-kernel kernel -chardev ringbuf,id=c", "ringbuf monitor file"),
+    ("-kernel kernel -chardev null,mux=on,id=c", "mux=on leave"),
+    ("-kernel kernel -chardev stdio,signal=no,id=c", "signal=no signal=on"),
+    ("-kernel kernel -chardev socket,id=c", "path=FILE port=N"),
+    ("-kernel kernel -chardev socket,path=s,port=1,id=c", "port TCP"),
+    ("-kernel kernel -chardev socket,port=1,telnet=on,id=c", "telnet=off"),
+    ("-kernel kernel -chardev socket,port=1,server=on,reconnect=1,id=c", "reconnect server=off"),
+    ("-kernel kernel -chardev socket,port=1,reconnect=x,id=c", "reconnect x number"),
+    ("-kernel kernel -chardev file,path=f,input-path=nowhere,id=c" + CONSOLE, "nowhere no such file"),
     ("-kernel kernel -serial file:", "file"),
     ("-kernel kernel -serial file:nowhere/log", "nowhere"),
-    ("-kernel kernel -serial unix:s,server=off", "server=off server=on"),
-    ("-kernel kernel -serial unix:s,wait=on", "wait=on wait=off"),
-    ("-kernel kernel -serial unix:kernel", "kernel socket"),
-    ("-kernel kernel -serial unix:" + "s" * 120, "107"),
+    ("-kernel kernel -serial unix:s,wait=on", "wait server=on"),
+    ("-kernel kernel -serial unix:kernel,server=on", "kernel socket"),
+    ("-kernel kernel -serial unix:" + "s" * 120 + ",server=on", "107"),
     ("-kernel kernel -serial null -serial null", "one UART"),
     ("-kernel kernel -d everything", "everything help"),
     ("-kernel kernel -d int,,exec", "''"),

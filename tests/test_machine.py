@@ -470,7 +470,7 @@ def wait_for(path: Path) -> Callable[[], socket.socket]:
 
 def test_a_socket_and_its_client_are_still_there_after_a_reset(guest: Assemble, tmp_path: Path) -> None:
     path = tmp_path / "line"
-    with started("-display", "none", "-serial", f"unix:{path}", "-kernel", guest(RESET)):
+    with started("-display", "none", "-serial", f"unix:{path},server=on,wait=off", "-kernel", guest(RESET)):
         connect = wait_for(path)
         for _ in range(2):
             with connect() as client:

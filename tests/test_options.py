@@ -33,6 +33,9 @@ def parse(*arguments: str) -> MachineConfig:
     return options.parse(list(arguments))
 
 
+LISTENING = (("server", "on"), ("wait", "off"))
+
+
 def test_nothing_given_is_the_default_machine():
     assert parse() == MachineConfig()
     assert parse().serials == (SerialConfig("mon:stdio"),)
@@ -123,12 +126,33 @@ def test_nothing_given_is_the_default_machine():
         (["-nodefaults", "-serial", "stdio"], {"serials": (SerialConfig("stdio"),)}),
         (["-serial", "none"], {"serials": ()}),
         (["-serial", "file:a,b"], {"serials": (SerialConfig("file", "a,b"),)}),
-        (["-serial", "unix:/s,server=on,wait=off"], {"serials": (SerialConfig("unix", "/s"),)}),
-        (["-serial", "unix:/s,server,wait=off"], {"serials": (SerialConfig("unix", "/s"),)}),
+        (["-serial", "unix:/s,server=on,wait=off"], {"serials": (SerialConfig("unix", "/s", "", LISTENING),)}),
+        (["-serial", "unix:/s,server,wait=off"], {"serials": (SerialConfig("unix", "/s", "", LISTENING),)}),
         (["-serial", "fd:2"], {"serials": (SerialConfig("fd", "2"),)}),
         (["-chardev", "fd,fd=1,id=c"], {"chardevs": (SerialConfig("fd", "1", "c"),)}),
         (["-chardev", "pty,id=c"], {"chardevs": (SerialConfig("pty", "", "c"),)}),
-        (["-chardev", "socket,path=/s,server=on,id=c"], {"chardevs": (SerialConfig("unix", "/s", "c", "on"),)}),
+        (["-chardev", "socket,path=/s,id=c"], {"chardevs": (SerialConfig("unix", "/s", "c"),)}),
+        (
+            ["-chardev", "socket,path=/s,server=on,wait=off,id=c"],
+            {"chardevs": (SerialConfig("unix", "/s", "c", LISTENING),)},
+        ),
+        (
+            ["-serial", "tcp:[::1]:23,nodelay"],
+            {"serials": (SerialConfig("tcp", "[::1]:23", "", (("nodelay", "on"),)),)},
+        ),
+        (["-serial", "tcp::23"], {"serials": (SerialConfig("tcp", ":23"),)}),
+        (["-chardev", "socket,port=23,id=c"], {"chardevs": (SerialConfig("tcp", ":23", "c"),)}),
+        (["-serial", "pipe:/p"], {"serials": (SerialConfig("pipe", "/p"),)}),
+        (["-serial", "chardev:c"], {"serials": (SerialConfig("chardev", "c"),)}),
+        (
+            ["-nographic", "-chardev", "stdio,mux=on,signal=off,id=c"],
+            {"chardevs": (SerialConfig("mon:stdio", "", "c", (("signal", "off"),)),), "nographic": True},
+        ),
+        (["-chardev", "stdio,id=c"], {"chardevs": (SerialConfig("stdio", "", "c"),), "serials": ()}),
+        (
+            ["-chardev", "file,path=/f,append=on,input-path=/i,id=c"],
+            {"chardevs": (SerialConfig("file", "/f", "c", (("append", "on"), ("input-path", "/i"))),)},
+        ),
         (["-netdev", "hubport,id=n,hubid=1"], {"netdevs": (NetdevConfig("hubport", "n", (("hubid", "1"),)),)}),
         (
             ["-netdev", "user,id=n,hostfwd=tcp::1-:2,hostfwd=udp::3-:4"],

@@ -71,7 +71,7 @@ def turn(host: Backend) -> None:
 
 def open_disk(folder: Path, queues: int = 1) -> VhostBlock:
     given = DeviceConfig("vhost-user-blk-device", (("chardev", "c0"), ("num-queues", str(queues))))
-    end = SerialConfig("unix", str(folder / "socket"), "c0", retry=0.02)
+    end = SerialConfig("unix", str(folder / "socket"), "c0", (("reconnect-ms", "20"),))
     return vhost_setup.open_block(given, MachineConfig(chardevs=(end,)))
 
 
@@ -331,7 +331,6 @@ def parsed(text: str) -> MachineConfig:
         ("-device vhost-user-blk-pci,chardev=c0,num-queues=33 -chardev socket,id=c0,path=x", "33 32"),
         ("-device vhost-user-fs-pci,chardev=c0,num-request-queues=0 -chardev socket,id=c0,path=x", "queues=0 32"),
         ("-device vhost-user-fs-pci,chardev=c0 -chardev socket,id=c0,path=x", "tag=NAME 36"),
-        ("-device virtio-serial -device virtconsole,chardev=c0 -chardev socket,id=c0,path=x,server=off", "server=on"),
         ("-drive file=x,format=qcow3", "qcow3"),
     ],
 )

@@ -13,7 +13,8 @@ from struct import unpack_from
 import pytest
 from fake_driver import Rig, machine_memory
 
-from virtio.chardev import IN, INPUT_LIMIT, OUTPUT_LIMIT, Chardev, FdChardev, Stdio, Unix, open_file, open_pty
+from virtio.chardev import IN, INPUT_LIMIT, OUTPUT_LIMIT, Chardev, FdChardev, Stdio, open_file, open_pipe, open_pty
+from virtio.charsocket import Socket, connect, listen
 from virtio.console import Console, Port
 from virtio.queue import Ram
 
@@ -216,9 +217,87 @@ def test_file(tmp_path: Path) -> None:
     host.close()
 
 
+def unix(path: str) -> Socket:
+    return Socket(listener=listen((socket.AF_UNIX, path)))
+
+
+def test_a_file_is_continued_and_another_is_read(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"before ")
+    (tmp_path / "keys").write_bytes(b"typed")
+    host = open_file(str(tmp_path / "log"), True, str(tmp_path / "keys"))
+    assert isinstance(host, FdChardev)
+    host.write(b"after")
+    for _ in range(2):
+        host.ready(host.source, IN)
+    host.close()
+    assert ((tmp_path / "log").read_bytes(), host.read(9), host.source) == (b"before after", b"typed", -1)
+
+
+def test_a_full_pipe_of_a_file_does_not_block() -> None:
+    reader, writer = os.pipe()
+    host = open_file(f"/proc/self/fd/{writer}")
+    while host.has_room():
+        host.write(b"x" * 4096)
+    assert os.get_blocking(writer), "the flags of the caller's own descriptor are left alone"
+    assert len(os.read(reader, 1 << 20)) == 65536
+    host.close()
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("endings", [(".in", ".out"), ("", "")])
+def test_fifos_carry_both_ways(tmp_path: Path, endings: tuple[str, str]) -> None:
+    path = str(tmp_path / "fifo")
+    for ending in set(endings):
+        os.mkfifo(path + ending)
+    host = open_pipe(path)
+    other = [os.open(path + ending, os.O_RDWR | os.O_NONBLOCK) for ending in endings]
+    os.write(other[0], b"in")
+    pump(host, lambda: host.input)
+    assert host.read(9) == b"in"
+    host.write(b"out")
+    assert os.read(other[1], 9) == b"out"
+    host.close()
+    for fd in other:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
+def test_a_connection_is_made_again(tmp_path: Path, family: socket.AddressFamily) -> None:
+    address = str(tmp_path / "sock") if family == socket.AF_UNIX else ("127.0.0.1", 0)
+    listener = listen((family, address))
+    address = listener.getsockname()
+    host = Socket(target=(family, address), retry=0.05, nodelay=True)
+    host.start()
+    for _ in range(2):
+        pump(host, host.is_open)
+        client, _ = listener.accept()
+        host.write(b"out")
+        assert client.recv(9) == b"out"
+        client.close()
+        pump(host, lambda: not host.is_open())
+    listener.close()
+    pump(host, lambda: host.timer >= 0 and not host.is_open())
+    listener = listen((family, address))
+    pump(host, host.is_open)
+    host.close()
+    listener.close()
+
+
+def test_a_connection_that_is_lost_is_not_made_again_without_reconnect(tmp_path: Path) -> None:
+    target = socket.AF_UNIX, str(tmp_path / "sock")
+    with listen(target) as listener:
+        host = Socket(connect(target), target=target)
+        host.start()
+        listener.accept()[0].close()
+        pump(host, lambda: not host.is_open())
+        assert host.interest() == {}
+        host.close()
+
+
 def test_unix_takes_one_client_after_the_other(tmp_path: Path) -> None:
     path = str(tmp_path / "sock")
-    host = Unix(path)
+    host = unix(path)
     host.write(b"lost")
     for n in range(2):
         client = socket.socket(socket.AF_UNIX)
@@ -236,13 +315,14 @@ def test_unix_takes_one_client_after_the_other(tmp_path: Path) -> None:
     host.close()
     assert not os.path.exists(path)
     host.close()
-    Unix(path).close()
+    unix(path).close()
 
 
 def test_unix_keeps_its_client_for_the_next_io_process(tmp_path: Path) -> None:
-    host = Unix(str(tmp_path / "sock"))
+    host = unix(str(tmp_path / "sock"))
+    assert host.listener
     with socket.socket(socket.AF_UNIX) as client:
-        client.connect(host.path)
+        client.connect(str(tmp_path / "sock"))
         pump(host, lambda: host.source >= 0)
         host.output += b"unsent"
         host.stop()

@@ -310,7 +310,7 @@ def test_numbers_and_buses_are_as_qemu_gives_them() -> None:
 def test_virtme_ngs_six_ports_of_files() -> None:
     pipes = [os.pipe() for _ in range(5)]
     line = "-vga none -display none -parallel none -net none -device virtio-serial-pci"
-    line += " -device virtserialport,name=virtme.stdin,chardev=in -chardev stdio,id=in"
+    line += " -device virtserialport,name=virtme.stdin,chardev=in -chardev stdio,id=in,signal=on,mux=off"
     for number, (_, writer) in enumerate(pipes):
         line += f" -device virtserialport,name=virtme.dev{number},chardev=d{number}"
         line += f" -chardev file,id=d{number},path=/proc/self/fd/{writer}"

@@ -1,6 +1,9 @@
 """From configuration to devices: slots, properties, host ends, and one line for what the host refuses."""
 
+import contextlib
 import os
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,8 @@ from smp.config import (
 from smp.cpu import ConfigError
 from smp.io_setup import io_config
 from virtio.blk import F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_WRITE_ZEROES, Block
-from virtio.chardev import FdChardev, Output, Stdio, Unix
+from virtio.chardev import FdChardev, Output, Stdio
+from virtio.charsocket import Socket, connect
 from virtio.features import EVENT_IDX
 from virtio.host_owners import MODELS, SameOwners
 from virtio.image import Image, Overlay
@@ -29,6 +33,8 @@ from virtio.nethub import HubPort
 from virtio.netstream import Stream
 from virtio.ninep import Ninep
 from virtio.rng import Rng
+
+LISTENING = (("server", "on"), ("wait", "off"))
 
 
 def test_disks_come_first_then_the_devices_in_order(tmp_path: Path) -> None:
@@ -42,7 +48,7 @@ def test_disks_come_first_then_the_devices_in_order(tmp_path: Path) -> None:
                 DeviceConfig("virtconsole", (("chardev", "c"),)),
                 DeviceConfig("virtio-blk-device", (("drive", "a"), ("serial", "s1"))),
             ),
-            chardevs=(SerialConfig("unix", str(tmp_path / "sock"), "c"),),
+            chardevs=(SerialConfig("unix", str(tmp_path / "sock"), "c", LISTENING),),
             serials=(SerialConfig("file", str(tmp_path / "log")),),
         )
     )
@@ -50,7 +56,7 @@ def test_disks_come_first_then_the_devices_in_order(tmp_path: Path) -> None:
     first, second = io.devices[0], io.devices[1]
     assert isinstance(first, Block) and isinstance(second, Block)
     assert (type(first.image), type(second.image), second.serial) == (Overlay, Image, b"s1")
-    assert isinstance(io.devices[3].hosts()[0], Unix)
+    assert isinstance(io.devices[3].hosts()[0], Socket)
     assert isinstance(io.serial, FdChardev)
     io.close()
     io.close()
@@ -144,7 +150,7 @@ def test_what_the_host_refuses_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         io_config(MachineConfig(drives=(DriveConfig(tmp_path / "missing"),)))
     with pytest.raises(ConfigError, match="unix"):
-        io_config(MachineConfig(serials=(SerialConfig("unix", str(tmp_path / "no" / "sock")),)))
+        io_config(MachineConfig(serials=(SerialConfig("unix", str(tmp_path / "no" / "sock"), "", LISTENING),)))
 
 
 def test_a_shared_folder_has_its_tag_and_model(tmp_path: Path) -> None:
@@ -222,3 +228,32 @@ def test_properties_of_a_card_reach_it() -> None:
     assert card.features & (F_CSUM | F_HOST_TSO4 | F_HOST_USO | F_MTU) == F_MTU
     assert card.queue_sizes == (512, 256, 64)
     assert card.config()[10:12] == (1400).to_bytes(2, "little")
+
+
+@pytest.mark.parametrize("line", ["unix:nowhere", "tcp:127.0.0.1:1"])
+def test_nobody_to_connect_to(line: str) -> None:
+    with pytest.raises(ConfigError, match=f"-serial {line}: .*reconnect=1"):
+        io_config(options.parse(["-serial", line]))
+    io_config(options.parse(["-serial", f"{line},reconnect=1"])).close()
+
+
+def test_a_server_waits_for_somebody(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "sock"
+    clients: list[socket.socket] = []
+
+    def come() -> None:
+        while not clients:
+            with contextlib.suppress(OSError):
+                clients.append(connect((socket.AF_UNIX, str(path))))
+
+    thread = threading.Thread(target=come, daemon=True)
+    thread.start()
+    io = io_config(options.parse(["-serial", f"unix:{path},server=on"]))
+    thread.join()
+    assert f"waiting for a connection to unix:{path}" in capfd.readouterr().err
+    io.serial.start()
+    io.serial.write(b"hello")
+    assert clients[0].recv(9) == b"hello"
+    io.close()
+    clients[0].close()
+    assert not path.exists()

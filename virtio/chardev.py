@@ -8,7 +8,6 @@ import contextlib
 import errno
 import os
 import select
-import socket
 import stat
 import sys
 import termios
@@ -158,11 +157,12 @@ def _without_blocking(fd: int) -> int:
 class Stdio(FdChardev):
     """Standard input and output; a terminal is raw while the machine runs.
 
-    mux: Ctrl-A commands, and Ctrl-C belongs to the guest; without it the terminal's signals stay (as in QEMU).
+    mux: Ctrl-A commands.  signals: Ctrl-C ends the machine; it belongs to the guest otherwise.
     """
 
-    def __init__(self, mux: bool, source: int = 0, sink: int = 1) -> None:
+    def __init__(self, mux: bool, source: int = 0, sink: int = 1, signals: bool | None = None) -> None:
         super().__init__(source, sink)
+        self.signals = not mux if signals is None else signals
         self.mux, self.terminal, self.escaped = mux, source, False
         self.saved = save_terminal(source)
         self.quit: Callable[[], None] = lambda: None
@@ -183,7 +183,7 @@ class Stdio(FdChardev):
         mode[1] |= termios.OPOST
         mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
         mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN)
-        if self.mux:
+        if not self.signals:
             mode[3] &= ~termios.ISIG
         mode[tty.CC][termios.VMIN], mode[tty.CC][termios.VTIME] = 1, 0
         with contextlib.suppress(termios.error):
@@ -251,73 +251,27 @@ def save_terminal(fd: int) -> list[Any] | None:
     return termios.tcgetattr(fd) if fd >= 0 and os.isatty(fd) else None
 
 
-class Unix(FdChardev):
-    """A listening socket: one client at a time, the next when it has gone; output without a client is lost.
-
-    A client that is there at a reset stays: its descriptor waits in `kept`, a socket pair, for the next I/O process.
-    """
-
-    def __init__(self, path: str) -> None:
-        super().__init__(-1, -1)
-        self.path = path
-        if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
-            os.unlink(path)
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(path)
-        self.listener.listen(1)
-        self.listener.setblocking(False)
-        self.kept = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.kept[1].setblocking(False)
-
-    def start(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            output, (client, *_), _, _ = socket.recv_fds(self.kept[1], OUTPUT_LIMIT, 1)
-            self.source = self.sink = client
-            self.output += output[1:]
-
-    def stop(self) -> None:
-        if self.source >= 0:
-            with contextlib.suppress(OSError):
-                socket.send_fds(self.kept[0], [b"+", self.output[-OUTPUT_LIMIT // 2 :]], [self.source])
-            self.ended()
-
-    def is_open(self) -> bool:
-        return self.source >= 0
-
-    def interest(self) -> dict[int, int]:
-        return super().interest() if self.source >= 0 else {self.listener.fileno(): IN}
-
-    def ready(self, fd: int, events: int) -> None:
-        if fd != self.listener.fileno():
-            super().ready(fd, events)
-            return
-        with contextlib.suppress(OSError):
-            client, _ = self.listener.accept()
-            client.setblocking(False)
-            self.source = self.sink = client.detach()
-
-    def ended(self) -> None:
-        if self.source >= 0:
-            os.close(self.source)
-        self.source = self.sink = -1
-        self.output.clear()
-
-    def lost(self, error: OSError) -> None:
-        self.ended()
-
-    def close(self) -> None:
-        for end in self.kept:
-            end.close()
-        super().close()
-        if self.listener.fileno() >= 0:
-            self.listener.close()
-            with contextlib.suppress(OSError):
-                os.unlink(self.path)
+def open_file(path: str, append: bool = False, source: str = "") -> Chardev:
+    """Output goes to a file, new if it is not to be continued; input comes from another one, if any."""
+    given = open_plain(source, os.O_RDONLY) if source else -1
+    return FdChardev(given, open_plain(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else os.O_TRUNC)))
 
 
-def open_file(path: str) -> Chardev:
-    """Output goes to a new file; there is no input."""
-    return FdChardev(-1, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666))
+def open_pipe(path: str) -> Chardev:
+    """Two FIFOs, PATH.in and PATH.out, or one for both ways: open for both, they need nobody on the other side."""
+    try:
+        return FdChardev(open_plain(f"{path}.in", os.O_RDWR), open_plain(f"{path}.out", os.O_RDWR))
+    except FileNotFoundError:
+        both = open_plain(path, os.O_RDWR)
+        return FdChardev(both, both)
+
+
+def open_plain(path: str, flags: int) -> int:
+    """A descriptor of our own.  Pipes and terminals, which /proc/self/fd/N may stand for, are not waited for."""
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY, 0o666)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.set_blocking(fd, False)
+    return fd
 
 
 def open_pty(label: str) -> Chardev:

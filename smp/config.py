@@ -23,7 +23,7 @@ BUILT_IN_SBI = "default"
 NO_FIRMWARE = "none"
 
 NET_DEVICE = "virtio-net-device"
-VHOST = "vhost-user-"  # before what its back-end does
+VHOST_USER = "vhost-user"  # a netdev, and with what its back-end does a device
 FS_DEVICE = "vhost-user-fs-device"
 VIRTIOFSD = "virtiofsd"
 FS_TAG = 36  # bytes of a virtio file system's name
@@ -402,13 +402,15 @@ def _check_consoles(config: MachineConfig) -> None:
             raise ConfigError(f"-device {BUS},max_ports=1: its console can have no name; leave max_ports out")
     ports_given = [device for device in config.devices if device.driver in PORTS]
     _check_unique("-device name", [port.get("name") for port in ports_given if port.get("name")])
-    users = [device for device in config.devices if device.driver in PORTS or device.driver.startswith(VHOST)]
-    wanted = [(device.driver, device.get("chardev")) for device in users if not device.get("fsdev")]
-    for driver, name in wanted:
+    users = [device for device in config.devices if device.driver in PORTS or device.driver.startswith(VHOST_USER)]
+    wanted = [(f"-device {device.driver}", device.get("chardev")) for device in users if not device.get("fsdev")]
+    netdevs, _ = config.networks()
+    wanted += [(f"-netdev {VHOST_USER}", netdev.get("chardev")) for netdev in netdevs if netdev.kind == VHOST_USER]
+    for user, name in wanted:
         if name not in ids:
-            kind = "socket,path=FILE" if driver.startswith(VHOST) else "pty"
+            kind = "socket,path=FILE" if VHOST_USER in user else "pty"
             raise ConfigError(
-                f"-device {driver},chardev={name}: no such chardev{near(name, ids)} "
+                f"{user},chardev={name}: no such chardev{near(name, ids)} "
                 f"(add -chardev {kind},id={name} or another kind)"
             )
     for serial in config.serials:
@@ -416,22 +418,22 @@ def _check_consoles(config: MachineConfig) -> None:
             if serial.arg not in ids:
                 raise ConfigError(f"-serial chardev:{serial.arg}: no such chardev{near(serial.arg, ids)}")
             wanted.append(("-serial", serial.arg))
-    _check_unique("-device or -serial, chardev", [name for _, name in wanted])
-    drivers = {name: driver for driver, name in wanted}
+    _check_unique("-device, -netdev or -serial, chardev", [name for _, name in wanted])
+    users_of = {name: user for user, name in wanted}
     for end in (*config.serials, *config.chardevs):
-        if end.id and end.id not in drivers:
+        if end.id and end.id not in users_of:
             raise ConfigError(f"-chardev id={end.id}: no device uses it; add -device virtconsole,chardev={end.id}")
-        if drivers.get(end.id, "").startswith(VHOST):
-            _check_backend(end, drivers[end.id])
+        if VHOST_USER in users_of.get(end.id, ""):
+            _check_backend(end, users_of[end.id])
         else:
             _check_end("-chardev" if end.id else "-serial", end)
 
 
-def _check_backend(end: SerialConfig, driver: str) -> None:
+def _check_backend(end: SerialConfig, user: str) -> None:
     """A vhost-user back-end's socket is connected to."""
     where = f"-chardev socket,id={end.id}"
     if end.kind != "unix":
-        raise ConfigError(f"-chardev {end.kind},id={end.id}: {driver} takes a socket; use -chardev socket,path=FILE")
+        raise ConfigError(f"-chardev {end.kind},id={end.id}: {user} takes a socket; use -chardev socket,path=FILE")
     if end.get("server") == "on":
         raise ConfigError(f"{where},server=on: the back-end listens; start it with this path, and use server=off")
     if not os.path.exists(end.arg):
@@ -448,6 +450,8 @@ def _check_networks(config: MachineConfig) -> None:
     for who, name in (*asked, *(("-object filter-dump", given.get("netdev")) for given in config.objects)):
         if name not in ids:
             raise ConfigError(f"{who},netdev={name}: no such netdev{near(name, ids)} (add -netdev KIND,id={name})")
+        if VHOST_USER in [netdev.kind for netdev in netdevs if netdev.id == name] and "-device" not in who:
+            raise ConfigError(f"{who},netdev={name}: its frames are never here; use a netdev of another kind")
     _check_unique("-device or -netdev hubport, netdev", [name for _, name in asked])
     for netdev in netdevs:
         if netdev.id not in {name for _, name in asked} and not netdev.get("netdev"):

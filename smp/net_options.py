@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from smp.config import NET_DEVICE, DeviceConfig, NetdevConfig
+from smp.config import NET_DEVICE, VHOST_USER, DeviceConfig, NetdevConfig
 from smp.cpu import ConfigError
 from smp.option_text import Help, number, one_of, pair_list, split_commas, switch
 from virtio import netfeatures as net
@@ -57,11 +57,16 @@ NETDEVS: dict[str, dict[str, str]] = {
         "udp": "HOST:PORT to send to",
         "localaddr": "mcast: the interface's address; udp: HOST:PORT to receive at",
     },
+    VHOST_USER: {
+        "chardev": "id of the -chardev socket at which the back-end listens (needed)",
+        "queues": "1: queue pairs",
+        "vhostforce": "of QEMU, and of no consequence",
+    },
     "hubport": {"hubid": "number of the hub", "netdev": "id of the netdev that the port leads to"},
 }
 SEVERAL = ("hostfwd", "dnssearch")
-SWITCHES = ("ipv4", "ipv6", "server", "restrict", "vnet_hdr", "vhost")
-NEEDED = {"hubport": "hubid"}
+SWITCHES = ("ipv4", "ipv6", "server", "restrict", "vnet_hdr", "vhost", "vhostforce")
+NEEDED = {"hubport": "hubid", VHOST_USER: "chardev"}
 # QEMU's properties that have no counterpart here, and what to do instead.
 REFUSED = {
     "guestfwd": "start the program on the host and reach it at the host's address (10.0.2.2)",

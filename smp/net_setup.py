@@ -7,11 +7,13 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from smp import passt_options
-from smp.config import DeviceConfig, MachineConfig, NetdevConfig
+from smp import passt_options, vhost_setup
+from smp.config import VHOST_USER, DeviceConfig, MachineConfig, NetdevConfig
 from smp.cpu import ConfigError
 from smp.net_options import missing_features, parse_mac
 from smp.option_text import number
+from virtio import vhost_net
+from virtio.device import Device
 from virtio.host import Host
 from virtio.net import MAX_PAIRS, Net
 from virtio.netdev import Netdev
@@ -28,13 +30,19 @@ FAMILIES = {"inet": socket.AF_INET, "unix": socket.AF_UNIX}
 RETRY_CONNECT = "start the other side first, or add reconnect-ms=500"
 
 
-def open_networks(config: MachineConfig) -> tuple[list[tuple[DeviceConfig, Net]], list[Host]]:
+def open_networks(config: MachineConfig) -> tuple[list[tuple[DeviceConfig, Device]], list[Host]]:
     """All cards, and the host ends that belong to none of them."""
     netdevs, cards = config.networks()
     opened: dict[str, Netdev] = {}
     try:
         _open_netdevs(config, netdevs, opened)
-        made = [(card, _card(card, opened[card.get("netdev")], mac)) for card, mac in _with_macs(cards)]
+        passed = {given.id: given for given in netdevs if given.kind == VHOST_USER}
+        made: list[tuple[DeviceConfig, Device]] = []
+        for card, mac in _with_macs(cards):
+            if given := passed.get(card.get("netdev")):
+                made.append((card, _passed_card(config, given, card, mac)))
+            else:
+                made.append((card, _card(card, opened[card.get("netdev")], mac)))
     except BaseException:
         for host in opened.values():
             host.close()
@@ -47,6 +55,8 @@ def _open_netdevs(config: MachineConfig, netdevs: list[NetdevConfig], opened: di
     """Ports of hubs come last, for they may lead to others; a hub is the list of its ports."""
     hubs: dict[str, list[HubPort]] = {}
     for given in sorted(netdevs, key=lambda given: given.kind == "hubport"):
+        if given.kind == VHOST_USER:
+            continue
         if given.kind != "hubport":
             opened[given.id] = _dumped(config, given.id, open_netdev(given))
             continue
@@ -78,6 +88,19 @@ def _with_macs(cards: list[DeviceConfig]) -> list[tuple[DeviceConfig, bytes]]:
     given = {parse_mac("-device", card.get("mac")) for card in cards if card.get("mac")}
     free = (mac for n in range(256) if (mac := (FIRST_MAC + n).to_bytes(6, "big")) not in given)
     return [(card, parse_mac("-device", card.get("mac")) if card.get("mac") else next(free)) for card in cards]
+
+
+def _passed_card(config: MachineConfig, netdev: NetdevConfig, card: DeviceConfig, mac: bytes) -> Device:
+    """A card that another process serves."""
+    where = f"-netdev {VHOST_USER},id={netdev.id}"
+    if card.get("mq") == "on" or netdev.get("queues", "1") != "1":
+        raise ConfigError(f"{where}: its card has one queue pair; use queues=1 and mq=off")
+    for name in ("packed", "in_order"):
+        if card.get(name) == "on":
+            raise ConfigError(f"{where}: the back-end has split rings; leave {name}=on out")
+    backend = vhost_setup.connect(netdev.get("chardev"), config, vhost_net.QUEUES, f"{where}: ", asked=1)
+    sizes = (int(card.get("rx_queue_size", "256")), int(card.get("tx_queue_size", "256")))
+    return vhost_net.VhostNet(backend, mac, int(card.get("host_mtu", "0")), missing_features(card), sizes)
 
 
 def _card(given: DeviceConfig, netdev: Netdev, mac: bytes) -> Net:

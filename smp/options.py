@@ -351,7 +351,7 @@ OPTIONS: tuple[Option, ...] = (
            "folders with several file systems in them",
            read_fsdev, True),
     Option(("device",), "DRIVER[,PROPERTY=VALUE...]", "a device; -device help lists them", read_device, True),
-    Option(("netdev",), "user|tap|stream|dgram|socket|hubport,id=ID[,PROPERTY=VALUE...]",
+    Option(("netdev",), "user|tap|stream|dgram|socket|vhost-user|hubport,id=ID[,PROPERTY=VALUE...]",
            "the host's end of a network card; -netdev help lists the properties", each("netdevs", read_netdev), True),
     Option(("nic",), "none|user|tap|...[,model=virtio][,mac=ADDRESS][,PROPERTY=VALUE...]",
            "a -netdev and its card", each("nics", read_nic), True),

@@ -24,7 +24,7 @@ VIRTIOFSD_FOLDERS = ("/usr/libexec", "/usr/lib/qemu")  # where Debian has it
 def open_block(given: DeviceConfig, config: MachineConfig) -> VhostBlock:
     """-device vhost-user-blk-device."""
     queues = number(f"-device {given.driver},num-queues", given.get("num-queues", "1"))
-    return _block(given, _backend(given, config, queues), queues)
+    return _block(given, connect(given.get("chardev"), config, queues), queues)
 
 
 def open_fs(given: DeviceConfig, config: MachineConfig) -> VhostFs:
@@ -34,7 +34,7 @@ def open_fs(given: DeviceConfig, config: MachineConfig) -> VhostFs:
     if given.get("fsdev"):
         folder = next(folder for folder in config.fsdevs if folder.id == given.get("fsdev"))
         return VhostFs(_virtiofsd(folder, queues), sizes, os.fsencode(given.get("tag")))
-    return VhostFs(_backend(given, config, queues), sizes, os.fsencode(given.get("tag")))
+    return VhostFs(connect(given.get("chardev"), config, queues), sizes, os.fsencode(given.get("tag")))
 
 
 def _virtiofsd(folder: FsdevConfig, queues: int) -> Backend:
@@ -66,17 +66,16 @@ def virtiofsd_words(program: str, folder: str) -> list[str]:
     return [program, "--shared-dir", folder, "--sandbox", sandbox, "--log-level", "error"]
 
 
-def _backend(given: DeviceConfig, config: MachineConfig, queues: int) -> Backend:
-    """The back-end that listens at the chardev's socket."""
-    end = next(end for end in config.chardevs if end.id == given.get("chardev"))
-    where = f"-chardev socket,id={end.id},path={end.arg}"
+def connect(chardev: str, config: MachineConfig, queues: int, where: str = "", asked: int = 0) -> Backend:
+    """The back-end that listens at the chardev's socket; `asked` is how many queues it is to have in its own count."""
+    end = next(end for end in config.chardevs if end.id == chardev)
+    where += f"-chardev socket,id={end.id},path={end.arg}"
 
-    def connect() -> Session:
+    def call() -> Session:
         return Session(dial(end.arg))
 
-    return _made(
-        lambda: Backend(end.id, connect, queues, end.retry or RETRY), queues, where, "start the back-end first"
-    )
+    retry, remedy = end.retry or RETRY, "start the back-end first"
+    return _made(lambda: Backend(end.id, call, queues, retry), asked or queues, where, remedy)
 
 
 def _made(make: Callable[[], Backend], queues: int, where: str, remedy: str) -> Backend:

@@ -23,6 +23,7 @@ from mem.window import Register
 from smp import options, vhost_setup
 from smp.config import DeviceConfig, MachineConfig, SerialConfig, check
 from smp.cpu import ConfigError
+from smp.net_setup import open_networks
 from virtio.blk import OK, Kind
 from virtio.queue import Ram
 from virtio.vhost_user import Backend, VhostBlock, VhostFs
@@ -332,6 +333,13 @@ def parsed(text: str) -> MachineConfig:
         ("-device vhost-user-fs-pci,chardev=c0,num-request-queues=0 -chardev socket,id=c0,path=x", "queues=0 32"),
         ("-device vhost-user-fs-pci,chardev=c0 -chardev socket,id=c0,path=x", "tag=NAME 36"),
         ("-drive file=x,format=qcow3", "qcow3"),
+        ("-netdev vhost-user,id=n -device virtio-net,netdev=n", "chardev"),
+        ("-netdev vhost-user,id=n,chardev=c -device virtio-net,netdev=n", "-netdev chardev=c socket,path=FILE"),
+        (
+            "-chardev socket,id=c,path=/dev/null -netdev vhost-user,id=n,chardev=c "
+            "-netdev hubport,id=h,hubid=1,netdev=n",
+            "hubport netdev=n another",
+        ),
     ],
 )
 def test_what_can_not_be_is_one_line(text: str, named: str) -> None:
@@ -349,6 +357,40 @@ def test_queues_that_a_back_end_has_not_are_refused(tmp_path: Path) -> None:
 def test_a_back_end_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="start the back-end first"):
         open_disk(tmp_path)
+
+
+def test_a_card_of_another_process(ram: Ram, tmp_path: Path) -> None:
+    with backend(tmp_path, "net") as process:
+        config = parsed(
+            f"-chardev socket,id=c0,path={tmp_path}/socket,reconnect-ms=20 "
+            "-netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0,mac=52:54:00:00:00:07,host_mtu=1400"
+        )
+        check(config)
+        ((_, card),), others = open_networks(config)
+        try:
+            rig = Rig(ram, card).start()
+            assert others == [] and bytes(rig.read(Register.CONFIG + n, 1) for n in range(12)) == card.config()
+            assert card.config() == pack("<6sHHH", bytes.fromhex("525400000007"), 1, 1, 1400)
+            receive, send = rig.rings
+            for n in range(5):
+                (buffer,) = receive.add(2000)
+                rig.notify(0)
+                frame = bytes(12) + os.urandom(100 + n)
+                send.add(frame)
+                rig.notify(1)
+                done(rig, 0)
+                assert [size for _, size in receive.collect()] == [len(frame)]
+                assert ram.view(buffer.address, len(frame)) == frame
+                send.collect()
+            process.kill()
+            process.wait()
+            wait(lambda: turn(card.host) or card.host.session is None)
+            assert rig.transport.poll() and card.config()[6] == 0 and rig.interrupts() & 2
+            with backend(tmp_path, "net"):
+                wait(lambda: turn(card.host) or card.host.session)
+                assert rig.transport.poll() and card.config()[6] == 1
+        finally:
+            card.close()
 
 
 def test_a_file_systems_configuration_is_ours(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """A vhost-user disk over a file, written from the protocol's text: a process of its own, which checks what it is told.
 
-    vhost_backend.py SOCKET FILE [die] [inflight]
+    vhost_backend.py SOCKET FILE [die] [inflight] [net]
 
+net: a network card in its place, which sends every frame back.
 die: take 8 requests, give every other one back, and end.  inflight: keep a record of requests in shared memory.
 """
 
@@ -32,7 +33,7 @@ class Disk:
     def __init__(self, link: socket.socket, path: str, modes: list[str]) -> None:
         self.link, self.modes = link, modes
         self.file = os.open(path, os.O_RDWR)
-        self.rings = [Ring() for _ in range(QUEUES)]
+        self.rings = [Ring() for _ in range(2 if "net" in modes else QUEUES)]
         self.ram: Any = None
         self.record: Any = None
         self.protocol = self.features = 0
@@ -184,13 +185,42 @@ class Disk:
                 self.ram[place : place + size] = os.pread(self.file, size, offset)
             offset += size
         self.ram[status] = 0
+        self.use(index, head, 1)
+
+    def use(self, index: int, head: int, written: int) -> None:
+        ring = self.rings[index]
         used = self.word(ring.used + 2)
         place = ring.used + 4 + 8 * (used % ring.num)
-        self.ram[place : place + 8] = pack("<II", head, 1)
+        self.ram[place : place + 8] = pack("<II", head, written)
         self.ram[ring.used + 2 : ring.used + 4] = pack("<H", (used + 1) & 0xFFFF)
         if self.record is not None:
             self.record[index * ENTRIES + head] = 0
         os.write(ring.call, (1).to_bytes(8, "little"))
+
+
+class Card(Disk):
+    """Sends back what it gets; of a queue of pairs it counts one."""
+
+    def on_17(self, payload: bytes, fds: list[int]) -> bytes:
+        return pack("<Q", 1)
+
+    def next(self, index: int) -> tuple[int, int, int]:
+        """Head, place and size of a request of one part."""
+        ring = self.rings[index]
+        head = self.word(ring.avail + 4 + 2 * (ring.base % ring.num))
+        address, size, flags, _ = unpack_from("<QIHH", self.ram, ring.desc + 16 * head)
+        assert flags == 2 * (index == 0)
+        ring.base = (ring.base + 1) & 0xFFFF
+        return head, address - self.gpa, size
+
+    def run(self, index: int) -> None:
+        receive, send = self.rings
+        while send.num and send.base != self.word(send.avail + 2) and receive.base != self.word(receive.avail + 2):
+            sent, place, size = self.next(1)
+            got, room, _ = self.next(0)
+            self.ram[room : room + size] = self.ram[place : place + size]
+            self.use(1, sent, 0)
+            self.use(0, got, size)
 
 
 def main() -> None:
@@ -202,7 +232,7 @@ def main() -> None:
         os.rename(place + ".new", place)  # it is there when it can be connected to
         while True:
             link, _ = listener.accept()
-            Disk(link, file, modes).serve()
+            (Card if "net" in modes else Disk)(link, file, modes).serve()
 
 
 if __name__ == "__main__":

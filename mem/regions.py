@@ -81,6 +81,19 @@ def unmap(address: int, size: int) -> None:
     _libc.munmap(address, size)
 
 
+def hide_harts() -> None:
+    """Take away from this process what harts alone use: their records, and the code that they run."""
+    unmap(HARTS, MAX_HARTS * HART_STRIDE)
+    for address, size in (
+        (CODE_TABLE, CODE_TABLE_BYTES),
+        (STEPS, STEPS_BYTES),
+        (CODE_COPIES, CODE_COPIES_BYTES),
+        (CODE, CODE_BYTES),
+        (CODE + CODE_ALIAS, CODE_BYTES),
+    ):
+        unmap(address, size)
+
+
 @dataclass
 class Regions:
     """The mapped regions of one machine; `close` unmaps them in this process."""

@@ -161,6 +161,7 @@ class MachineConfig:
     tb_size: int = 128 << 20  # bytes of the translator's code cache
     stats: bool = False
     perfmap: bool = False
+    sandbox: bool = True
 
     @property
     def translates(self) -> bool:

@@ -4,14 +4,16 @@ Opens files, sockets and pseudo-terminals, so it runs in the supervisor, where a
 """
 
 import errno
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from mem.memmap import VIRTIO_SLOTS
 from smp import user_backends, vhost_setup
 from smp.char_setup import open_chardev
 from smp.config import DeviceConfig, DriveConfig, FsdevConfig, MachineConfig, SerialConfig
 from smp.cpu import ConfigError
+from smp.descriptors import Opened, inherited
 from smp.iothreads import assign
 from smp.net_setup import open_networks
 from smp.serial_ports import CONSOLE, buses, offered_ports
@@ -35,12 +37,11 @@ def io_config(config: MachineConfig) -> IoConfig:
 
     Raises ConfigError for what the host refuses.  `prepare` the result before the first fork.
     """
-    made: list[Made] = [(device, block(drive, device, config)) for drive, device in config.block_devices()]
-    for given in config.devices:
-        if given.driver.startswith(USERS):
-            made.append((given, user_backends.make(given)))
-        elif given.driver in MAKERS:
-            made.append((given, MAKERS[given.driver](given, config)))
+    opened = Opened()
+    made: list[Made] = []
+    for given, make in makers(config):
+        made.append((given, make()))
+        made[-1][1].descriptors = opened.lately()
     made += consoles(config)
     networks, others = open_networks(config)
     made += networks
@@ -52,8 +53,21 @@ def io_config(config: MachineConfig) -> IoConfig:
     serial = open_chardev(config.uart(), "serial0")
     slots = place(made)
     io = IoConfig({slot: device for slot, (_, device) in slots.items()}, serial, others)
+    io.sandbox = config.sandbox
+    io.descriptors = opened.lately() | inherited(config)
     assign(io, config, {slot: given for slot, (given, _) in slots.items()})
     return io
+
+
+def makers(config: MachineConfig) -> Iterator[tuple[DeviceConfig, Callable[[], Device]]]:
+    """Each device that stands alone, and how it is made."""
+    for drive, device in config.block_devices():
+        yield device, functools.partial(block, drive, device, config)
+    for given in config.devices:
+        if given.driver.startswith(USERS):
+            yield given, functools.partial(user_backends.make, given)
+        elif given.driver in MAKERS:
+            yield given, functools.partial(MAKERS[given.driver], given, config)
 
 
 # Devices of one -device each; the others have functions of their own.

@@ -28,7 +28,9 @@ from smp.optimizer import run_optimizer
 from smp.process import run_hart_process
 from smp.stats import print_stats
 from smp.translate import prepare_cache
+from virtio import sandbox
 from virtio.process import IoConfig, run_io
+from virtio.sandbox import open_descriptors
 
 PATIENCE = 1.0  # seconds that harts have to stop
 LAST_WORDS = 60.0  # seconds that a reader has to take what the guest has sent
@@ -47,6 +49,8 @@ def run_machine(config: MachineConfig) -> int:
     log_fd = open_log(config)
     say_unimplemented(config, log_fd)
     io = io_config(config)
+    if config.sandbox:
+        say_unsafe()
     try:
         while True:
             run = Run(config, io, log_fd)
@@ -74,6 +78,12 @@ def say_unimplemented(config: MachineConfig, log_fd: int) -> None:
     names = sorted({device.on_pci for device in config.devices if device.on_pci})
     if names and "unimp" in config.log:
         os.write(log_fd, f"unimp: the machine has no PCI: {', '.join(names)} on virtio-mmio\n".encode())
+
+
+def say_unsafe() -> None:
+    """What the host's kernel lacks for the sandbox; the machine runs without that part of it."""
+    for text in sandbox.missing():
+        print(f"hartbeat: sandbox: {text}", file=sys.stderr)
 
 
 class Progress:
@@ -168,6 +178,7 @@ class Run:
         self.started = time.monotonic()
         for number in range(len(self.io.polling)):
             name = f"io {number}" if number else "io"
+            self.io.surplus = self.surplus(number)
             self.io_processes.append(context.Process(target=run_io, args=(self.io, number), name=name))
             self.io_processes[-1].start()
         for number in range(self.config.harts):
@@ -180,6 +191,12 @@ class Run:
             self.optimizer.start()
         if self.blocks and self.config.perfmap:
             self.blocks.open_maps([os.getpid(), *(hart.pid for hart in self.harts)])
+
+    def surplus(self, number: int) -> set[int]:
+        """The descriptors that an I/O process does not need, before it is forked."""
+        if self.config.backends or not self.config.sandbox:
+            return set()  # what the caller's own devices have open is not known
+        return open_descriptors() - self.io.keeps(number) - {0, 1, 2, self.log_fd, self.io.ram_fd, *self.fds}
 
     def watch(self) -> tuple[int, int]:
         """Wait for the end, orderly or not."""

@@ -270,7 +270,7 @@ def _connect(name: str, kind: str, where: Any, retry: float) -> Stream:
     except OSError:
         if not retry:
             raise
-    return Stream(name, first, dial=dial, retry=retry)
+    return Stream(name, first, dial=dial, retry=retry, peer=(FAMILIES[kind], where))
 
 
 def open_dgram(given: NetdevConfig) -> Netdev:

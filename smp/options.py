@@ -259,6 +259,16 @@ def read_accel(text: str) -> Fields:
     return {"tb_size": size("-accel tb-size", given["tb-size"])} if "tb-size" in given else {}
 
 
+def read_sandbox(text: str) -> Fields:
+    """QEMU's further properties all mean less than `on` here: what they deny is denied, nothing can be allowed."""
+    denials = ("obsolete", "elevateprivileges", "spawn", "resourcecontrol")
+    given = pairs("-sandbox", text, "enable", ("enable", *denials))
+    for name in denials:
+        if name in given:
+            one_of(f"-sandbox {name}=", given[name], ("deny",), "; use deny, or -sandbox off")
+    return {"sandbox": switch("-sandbox", "enable", given.get("enable", "on"))}
+
+
 def read_engine(text: str) -> Fields:
     return {"engine": one_of("--engine", text, ("interp", "jit", "check"))}
 
@@ -389,6 +399,8 @@ OPTIONS: tuple[Option, ...] = (
            "default where the host can, but for -d exec; "
            "check compares the two on one hart, and ends at the first difference",
            read_engine),
+    Option(("sandbox",), "on|off", "I/O processes may do nothing but what their devices need (default on)",
+           read_sandbox),
     Option(("perfmap",), "", "write /tmp/perf-PID.map for the harts' processes, from which perf names translated code",
            flag(perfmap=True)),
     Option(("stats",), "", "print what the harts did when the machine ends", flag(stats=True)),

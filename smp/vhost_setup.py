@@ -114,6 +114,10 @@ class HelperBackend(Backend):
         self.helper, self.folder = helper, folder
         super().__init__(name, helper.dial, queues)
 
+    def start(self) -> None:
+        self.helper.keep_starter()
+        super().start()
+
     def close(self) -> None:
         super().close()
         self.helper.close()

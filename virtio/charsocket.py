@@ -12,7 +12,8 @@ import socket
 from typing import Any
 
 from virtio.chardev import IN, OUT, OUTPUT_LIMIT, FdChardev
-from virtio.netstream import CLOCK_MONOTONIC, TFD_FLAGS, UnixListener, set_timer
+from virtio.needs import Needs
+from virtio.netstream import CLOCK_MONOTONIC, TFD_FLAGS, UnixListener, set_timer, socket_needs
 
 Target = tuple[socket.AddressFamily, Any]
 
@@ -59,6 +60,9 @@ class Socket(FdChardev):
 
     def is_open(self) -> bool:
         return self.source >= 0
+
+    def needs(self) -> Needs:
+        return socket_needs(self.listener, self.target if self.retry else None)
 
     def interest(self) -> dict[int, int]:
         if self.source >= 0:

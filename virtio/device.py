@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from virtio.features import EVENT_IDX, INDIRECT_DESC, RING_RESET
 from virtio.host import Host
+from virtio.needs import Needs
 from virtio.queue import Queue
 
 
@@ -25,6 +26,7 @@ class Device:
     ring_features = INDIRECT_DESC | EVENT_IDX | RING_RESET  # what the driver is offered for its rings
     ring_limit = ~0  # of these, those that it could be made to offer
     host: Host | None = None  # what the event loop watches for it
+    descriptors: frozenset[int] = frozenset()  # those that it came with, as far as they are known
     config_changed: Callable[[], None] = staticmethod(lambda: None)
 
     def hosts(self) -> list[Host]:
@@ -37,6 +39,10 @@ class Device:
 
     def configure(self, offset: int, data: bytes) -> None:
         """The driver writes to the configuration space."""
+
+    def needs(self) -> Needs:
+        """What it opens or connects to later besides its hosts, of which the sandbox has to know."""
+        return Needs()
 
     def start(self, queues: list[Queue], features: int) -> None:
         """The driver is ready (DRIVER_OK)."""

@@ -34,6 +34,7 @@ class Helper:
             self.place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         self.messages = os.memfd_create("messages")
         self.pid = self.alive = -1
+        self.starter: socket.socket | None = None
 
     def dial(self) -> Session:
         """A connection to it; it is started if it does not run."""
@@ -51,9 +52,37 @@ class Helper:
         """Also in a process that has not started it."""
         return self.alive >= 0 and not select.select([self.alive], [], [], 0)[0]
 
+    def keep_starter(self) -> None:
+        """Have a process at hand that starts it again, for this one may not once it is in its sandbox."""
+        self.starter, theirs = socket.socketpair()
+        with theirs:
+            if os.fork() == 0:
+                try:
+                    self._start_on_demand(theirs, self.starter)
+                finally:
+                    os._exit(0)
+
+    def _start_on_demand(self, link: socket.socket, other: socket.socket) -> None:
+        """The life of that process: what it is asked has no words to it.  It ends when nobody can ask any more."""
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        other.close()
+        self.starter = None
+        while link.recv(1):
+            self._start()
+            socket.send_fds(link, [self.pid.to_bytes(4, "little")], [self.alive])
+
     def _start(self) -> None:
         if self.alive >= 0:
             os.close(self.alive)
+            self.alive = -1
+        if self.starter:
+            self.starter.send(b"+")
+            data, fds, _, _ = socket.recv_fds(self.starter, 4, 1)
+            if not fds:
+                raise BackendError("it can't be started again")
+            self.pid, self.alive = int.from_bytes(data, "little"), fds[0]
+            return
         process = subprocess.Popen(
             self.command(self.listener.fileno()),
             stdin=subprocess.DEVNULL,

@@ -1,5 +1,7 @@
 """What the event loop watches for a device: the host's end of a console or a network card."""
 
+from virtio.needs import Needs
+
 
 class Host:
     """Has file descriptors; nothing here blocks.
@@ -12,6 +14,10 @@ class Host:
 
     def start(self) -> None:
         """The I/O process takes over."""
+
+    def needs(self) -> Needs:
+        """What it opens or connects to later, of which the sandbox has to know (virtio/sandbox.py)."""
+        return Needs()
 
     def interest(self) -> dict[int, int]:
         """File descriptors to wait for, with epoll's events."""

@@ -12,6 +12,7 @@ from struct import Struct
 from typing import ClassVar, NamedTuple
 
 from virtio.host_calls import host_error
+from virtio.needs import CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_MKNOD
 
 UNKNOWN = 0xFFFF_FFFF  # a user or group that the guest does not name
 PREFIX = b"user.virtfs."
@@ -45,6 +46,7 @@ class NoOwners:
     What would give someone on the host more rights is left out: setuid bits and device nodes.
     """
 
+    capabilities: ClassVar[tuple[int, ...]] = (CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID)
     maps = False  # whether links and special files are regular ones of the host
     xattr_spaces: ClassVar[tuple[bytes, ...]] = (b"user.",)
 
@@ -97,6 +99,7 @@ class NoOwners:
 class SameOwners(NoOwners):
     """security_model=passthrough: everything is done as the guest says, or fails."""
 
+    capabilities = (*NoOwners.capabilities, CAP_MKNOD)
     xattr_spaces = (b"user.", ACL)
 
     def allowed(self, mode: int) -> int:

@@ -19,6 +19,7 @@ from typing import ClassVar
 
 from virtio.host_calls import AT_FDCWD, DirectoryEntry, directory_entries, host_error, open_beneath, set_times
 from virtio.host_owners import PREFIX, Attributes, NoOwners
+from virtio.needs import CAP_DAC_OVERRIDE, Needs
 
 MOST_HANDLES = 65536
 RESERVED = 256  # descriptors that are left for everything else in the process
@@ -94,6 +95,13 @@ class HostTree:
         self.warned = False
         if owners.maps:
             _check_xattrs(self.root)
+
+    def needs(self) -> Needs:
+        """The folder; root's rights are those that the model uses (open_by_handle_at is none of them)."""
+        root = self.root.fd
+        if self.readonly:
+            return Needs(reads=(root,), capabilities=(CAP_DAC_OVERRIDE,))
+        return Needs(writes=(root,), capabilities=self.owners.capabilities)
 
     # Looking
 

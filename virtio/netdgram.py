@@ -6,6 +6,7 @@ import select
 import socket
 from typing import Any
 
+from virtio.needs import Needs
 from virtio.netdev import ETHERNET, MAX_FRAME, Frame, Netdev
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
@@ -25,6 +26,9 @@ class Datagram(Netdev):
         link.setblocking(False)
         self.buffer = memoryview(bytearray(MAX_FRAME))
         self.readable = self.blocked = False
+
+    def needs(self) -> Needs:
+        return Needs(connects=self.lazy, removes=(self.path,) if self.path else ())
 
     def interest(self) -> dict[int, int]:
         events = (0 if self.readable else IN) | (OUT if self.blocked else 0)

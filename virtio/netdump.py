@@ -5,6 +5,7 @@ import struct
 import sys
 import time
 
+from virtio.needs import Needs
 from virtio.netdev import Frame, Netdev
 
 MAGIC, MAJOR, MINOR, ETHERNET_LINK = 0xA1B2_C3D4, 2, 4, 1
@@ -59,6 +60,9 @@ class Dump(Netdev):
 
     def configure(self, features: int, queues: int) -> None:
         self.inner.configure(features, queues)
+
+    def needs(self) -> Needs:
+        return self.inner.needs()
 
     def start(self) -> None:
         self.inner.start()

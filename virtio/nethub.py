@@ -2,6 +2,7 @@
 
 from collections import deque
 
+from virtio.needs import Needs
 from virtio.netdev import Frame, Netdev
 
 WAITING = 512  # frames kept for a card that does not take them; further ones are lost
@@ -42,6 +43,9 @@ class HubPort(Netdev):
                 return count > 0
             self.send(0, [frame])
         return True
+
+    def needs(self) -> Needs:
+        return self.uplink.needs() if self.uplink else Needs()
 
     def start(self) -> None:
         if self.uplink:

@@ -14,7 +14,9 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
+from typing import Any
 
+from virtio.needs import Needs
 from virtio.netdev import MAX_FRAME, Frame, Netdev
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
@@ -26,7 +28,10 @@ CLOCK_MONOTONIC, TFD_FLAGS = 1, os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Stream(Netdev):
-    """One connection: made already, accepted from `listener`, or made by `dial` again and again."""
+    """One connection: made already, accepted from `listener`, or made by `dial` again and again.
+
+    peer: family and address that `dial` connects to.
+    """
 
     def __init__(
         self,
@@ -35,8 +40,10 @@ class Stream(Netdev):
         listener: socket.socket | None = None,
         dial: Callable[[], socket.socket] | None = None,
         retry: float = 0.0,
+        peer: tuple[int, Any] | None = None,
     ) -> None:
         self.name, self.listener, self.dial, self.retry = name, listener, dial, retry
+        self.peer = peer if retry else None
         self.link: socket.socket | None = None
         self.timer = -1
         self.kept = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -90,6 +97,9 @@ class Stream(Netdev):
         if self.timer >= 0:
             os.close(self.timer)
             self.timer = -1
+
+    def needs(self) -> Needs:
+        return socket_needs(self.listener, self.peer)
 
     # The event loop
 
@@ -231,6 +241,16 @@ class Stream(Netdev):
         self.filled += count
         self.readable = self.filled == BUFFER  # else there is no more, or epoll says so again
         return True
+
+
+def socket_needs(listener: socket.socket | None, peer: tuple[int, Any] | None) -> Needs:
+    """Of a listener, its file at the end; of connections that are made again, their kind and where they lead."""
+    removes = (listener.path,) if isinstance(listener, UnixListener) else ()
+    if not peer:
+        return Needs(removes=removes)
+    family, where = peer
+    ports = (where[1],) if family == socket.AF_INET else ()
+    return Needs(removes=removes, families=(family,), connects=True, ports=ports)
 
 
 def _end(buffer: memoryview, begin: int) -> int:

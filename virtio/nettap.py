@@ -10,6 +10,7 @@ import os
 import select
 import struct
 
+from virtio.needs import Needs
 from virtio.netdev import ETHERNET, HEADER_BYTES, MAX_FRAME, PLAIN, Frame, Netdev
 from virtio.netfeatures import (
     F_CSUM,
@@ -101,6 +102,9 @@ class Tap(Netdev):
             flags = IFF_ATTACH_QUEUE if queues > self.attached else IFF_DETACH_QUEUE
             fcntl.ioctl(self.fds[number], TUNSETQUEUE, IFREQ.pack(b"", flags))
         self.attached = queues
+
+    def needs(self) -> Needs:
+        return Needs(ioctls=(TUNSETOFFLOAD, TUNSETQUEUE))
 
     def interest(self) -> dict[int, int]:
         wanted = {}

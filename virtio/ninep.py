@@ -5,6 +5,7 @@ from struct import Struct
 
 from virtio.device import Device
 from virtio.host_tree import HostTree, raise_limits
+from virtio.needs import Needs
 from virtio.ninep_messages import COUNT, FIELDS_SIZE, HEADER, Malformed, Message, parse
 from virtio.ninep_session import HANDLERS, LEAST_MSIZE, Session
 from virtio.queue import Queue, QueueError, Request, size_of, take
@@ -24,6 +25,9 @@ class Ninep(Device):
 
     def __init__(self, tree: HostTree, tag: bytes) -> None:
         self.session, self.tag = Session(tree), tag
+
+    def needs(self) -> Needs:
+        return self.session.tree.needs()
 
     def config(self) -> bytes:
         """struct virtio_9p_config."""

@@ -30,10 +30,12 @@ from mem.window import (
     window_take_notified,
     window_take_queues,
 )
+from virtio import sandbox
 from virtio.chardev import Chardev, Stdio
 from virtio.device import Device
 from virtio.host import Host
 from virtio.mmio import Transport, clear_windows
+from virtio.needs import Needs, together
 from virtio.queue import Queue, Ram
 from virtio.ring import Ring
 from virtio.serial import TX_HEAD, TX_TAIL, Serial
@@ -74,6 +76,7 @@ class IoConfig:
 
     others: host ends that belong to no device; they and the UART are the main process's, number 0.
     polling: of each process, by number; owners: the process of a slot, where it is not the main one.
+    descriptors: those that belong to no one device; surplus: those that an I/O process about to start closes.
     last_words: seconds that output may take when the guest has ended the machine.
     Make it in the supervisor and call `prepare` before anything is forked.
     """
@@ -84,6 +87,9 @@ class IoConfig:
     polling: list[Polling] = field(default_factory=lambda: [Polling()])
     owners: dict[int, int] = field(default_factory=dict)
     last_words: float = HURRY
+    sandbox: bool = True
+    descriptors: frozenset[int] = frozenset()
+    surplus: set[int] = field(default_factory=set)
     supervisor: int = field(default_factory=os.getpid)
     transports: dict[int, Transport] = field(default_factory=dict)
     ram_fd: int = -1  # of guest RAM, for devices that give it to other processes
@@ -107,6 +113,15 @@ class IoConfig:
         hosts = [host for each in self.of(number).values() for host in each.device.hosts()]
         return hosts if number else [self.serial, *hosts, *self.others]
 
+    def keeps(self, number: int) -> set[int]:
+        """The descriptors that the process of this number serves its devices with."""
+        return set(self.descriptors).union(*(each.device.descriptors for each in self.of(number).values()))
+
+    def needs(self, number: int) -> Needs:
+        """What the process of this number opens or connects to later."""
+        of_devices = (each.device.needs() for each in self.of(number).values())
+        return together((*of_devices, *(host.needs() for host in self.hosts(number))))
+
     def close(self) -> None:
         """Close files and sockets; a terminal gets its mode back."""
         for device in self.devices.values():
@@ -117,6 +132,7 @@ class IoConfig:
 
 def run_io(io: IoConfig, number: int = 0) -> None:
     """Do the machine's I/O until it ends; the main function of a forked process."""
+    sandbox.close_all(io.surplus)
     process = IoProcess(io, number)
     _die_with(io.supervisor)
     _take_signals(process)
@@ -125,6 +141,8 @@ def run_io(io: IoConfig, number: int = 0) -> None:
             host.start()
             if isinstance(host, Stdio):
                 host.quit = process.quit
+        if io.sandbox:
+            sandbox.enter(io.needs(number))
         process.run()
         process.finish()
     finally:
@@ -143,8 +161,10 @@ def _take_signals(process: "IoProcess") -> None:
     """Ctrl-C is the guest's or the supervisor's; SIGTERM means that the supervisor is gone, or wants us gone."""
 
     def terminate(*_: Any) -> None:
-        process.io.close()
-        os._exit(1)
+        try:
+            process.io.close()
+        finally:
+            os._exit(1)
 
     for number in (signal.SIGINT, signal.SIGTTOU, signal.SIGPIPE, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -7,6 +7,7 @@ interrupts.  A back-end that ends is waited for, and gets again what was left to
 import ctypes
 import os
 import select
+import socket
 import sys
 from collections.abc import Callable
 from struct import pack
@@ -16,6 +17,7 @@ from mem.reservation import break_all
 from virtio.device import Device
 from virtio.features import EVENT_IDX, INDIRECT_DESC
 from virtio.host import Host
+from virtio.needs import Needs
 from virtio.netstream import CLOCK_MONOTONIC, TFD_FLAGS, set_timer
 from virtio.queue import Queue
 from virtio.vhost_ledger import Ledger
@@ -171,6 +173,9 @@ class Backend(Host):
     def start(self) -> None:
         if self.session is None:  # lost in the last life of the machine
             self._wake_later()
+
+    def needs(self) -> Needs:
+        return Needs(families=(socket.AF_UNIX,), connects=True)
 
     def interest(self) -> dict[int, int]:
         wanted = dict.fromkeys(self.calls, IN)

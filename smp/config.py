@@ -152,6 +152,8 @@ class MachineConfig:
     backends: tuple[Any, ...] = ()  # virtio/device.py:Device that the caller has made
     serials: tuple[SerialConfig, ...] = (SerialConfig(),)
     chardevs: tuple[SerialConfig, ...] = ()
+    monitors: tuple[str, ...] = ()  # ids of chardevs whose mux is asked for a monitor
+    escape: int = 1  # the character of the terminal's commands
     nographic: bool = False
     reboot: bool = True
     snapshot: bool = False
@@ -419,6 +421,9 @@ def _check_consoles(config: MachineConfig) -> None:
             if serial.arg not in ids:
                 raise ConfigError(f"-serial chardev:{serial.arg}: no such chardev{near(serial.arg, ids)}")
             wanted.append(("-serial", serial.arg))
+    for name in config.monitors:
+        if not any(end.id == name and end.kind == "mon:stdio" for end in config.chardevs):
+            raise ConfigError(f"-mon chardev={name}: there is no such -chardev stdio,mux=on; leave -mon out")
     _check_unique("-device, -netdev or -serial, chardev", [name for _, name in wanted])
     users_of = {name: user for user, name in wanted}
     for end in (*config.serials, *config.chardevs):

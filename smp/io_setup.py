@@ -19,6 +19,7 @@ from smp.net_setup import open_networks
 from smp.serial_ports import CONSOLE, buses, offered_ports
 from smp.virtio_options import USERS, slot_of
 from virtio.blk import F_CONFIG_WCE, F_DISCARD, F_WRITE_ZEROES, Block
+from virtio.chardev import Stdio
 from virtio.console import Console, Port
 from virtio.device import Device
 from virtio.features import EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET
@@ -55,6 +56,9 @@ def io_config(config: MachineConfig) -> IoConfig:
     io = IoConfig({slot: device for slot, (_, device) in slots.items()}, serial, others)
     io.sandbox = config.sandbox
     io.descriptors = opened.lately() | inherited(config)
+    for host in io.all_hosts():
+        if isinstance(host, Stdio):
+            host.escape = config.escape
     assign(io, config, {slot: given for slot, (given, _) in slots.items()})
     return io
 

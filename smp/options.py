@@ -1,7 +1,7 @@
 """The command line: one table of options, from which parsing, configuration files and `-h` are derived.
 
-Pure but for reading --config files. A row's reader turns the option's text into fields of `MachineConfig`;
-`ConfigError` is a user's mistake, `Help` something to print instead of starting a machine.
+Pure but for reading --config files and looking for firmware. A row's reader turns the option's text into fields of
+`MachineConfig`; `ConfigError` is a user's mistake, `Help` something to print instead of starting a machine.
 """
 
 import textwrap
@@ -25,6 +25,7 @@ from smp.cpu import ConfigError, near
 from smp.host import default_engine_text
 from smp.net_options import CARD, check_card, read_net, read_netdev, read_nic, read_object
 from smp.option_text import Help, escape, number, one_of, pairs, path, size, split_commas, switch
+from smp.qemu_options import absent, find_firmware, read_accel, read_echr, read_mon
 from smp.serial_ports import check_port
 from smp.share_options import read_fsdev, read_share, read_virtfs
 from smp.virtio_options import COMMON, OF_DRIVER, OF_PCI, USERS, Property, canonical, check_property, properties
@@ -150,7 +151,7 @@ def read_append(text: str) -> Fields:
 
 
 def read_bios(text: str) -> Fields:
-    return {"bios": text if text in (BUILT_IN_SBI, NO_FIRMWARE) else path("-bios", text)}
+    return {"bios": text if text in (BUILT_IN_SBI, NO_FIRMWARE) else find_firmware(text)}
 
 
 FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "parallels", "bochs", "cloop", "dmg", "luks")
@@ -232,16 +233,6 @@ def _property_help(table: dict[str, Property]) -> Iterator[str]:
         yield f"    {name:14} {row.about}{f' (default {row.default})' if row.default else ''}"
 
 
-def absent(option: str, what: str) -> Callable[[str], Fields]:
-    """Of something that the machine has not, so that 'none' is all there is."""
-
-    def read(text: str) -> Fields:
-        one_of(option, text, ("none",), f"; there is no {what}, use {option} none")
-        return {}
-
-    return read
-
-
 def read_d(text: str) -> Fields:
     if text == "help":
         raise Help("\n".join(["Log items:", *(f"  {name:13} {about}" for name, about in LOG_ITEMS.items())]))
@@ -250,13 +241,6 @@ def read_d(text: str) -> Fields:
         if item not in LOG_ITEMS:
             raise ConfigError(f"-d {text}: no log item {item!r}{near(item, LOG_ITEMS)} (-d help lists them)")
     return {"log": frozenset(items)}
-
-
-def read_accel(text: str) -> Fields:
-    given = pairs("-accel", text, "accel", ("accel", "thread", "tb-size"))
-    one_of("-accel", given.get("accel", "tcg"), ("tcg", "kvm", "hvf"))
-    one_of("-accel thread=", given.get("thread", "multi"), ("multi",), "; every hart is a process, use multi")
-    return {"tb_size": size("-accel tb-size", given["tb-size"])} if "tb-size" in given else {}
 
 
 def read_sandbox(text: str) -> Fields:
@@ -343,7 +327,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(("append",), "TEXT", "the kernel's command line", read_append),
     Option(("bios",), "default|none|FILE",
            "default: the built-in SBI starts the kernel in S-mode; none: the kernel starts in M-mode; "
-           "FILE: M-mode firmware such as OpenSBI fw_dynamic", read_bios),
+           "FILE: M-mode firmware such as OpenSBI fw_dynamic; a name without a folder is looked for where QEMU's "
+           "are, too", read_bios),
     Option(("dtb",), "FILE", "device tree to use instead of the machine's own", file_reader("-dtb", "dtb")),
     Option(("drive",), "file=FILE[,if=virtio|none][,id=ID][,format=raw|qcow2|...][,readonly=on][,snapshot=on]",
            "a disk; with if=none a -device virtio-blk-device,drive=ID shows it to the guest; "
@@ -386,14 +371,16 @@ OPTIONS: tuple[Option, ...] = (
     Option(("nographic",), "", "the UART is on the terminal, as it is without this option", flag(nographic=True)),
     Option(("nodefaults",), "", "no UART on the terminal unless -serial asks for it", flag(nodefaults=True)),
     Option(("display",), "none", "there is no display", absent("-display", "display")),
+    Option(("mon",), "chardev=ID", "there is no monitor, as Ctrl-A c on a -chardev with mux=on says", read_mon, True),
+    Option(("echr",), "CODE", "the character of the terminal's commands instead of Ctrl-A (1)", read_echr),
     Option(("vga",), "none", "there is no graphics card", absent("-vga", "graphics card")),
     Option(("monitor",), "none", "there is no monitor", absent("-monitor", "monitor")),
     Option(("parallel",), "none", "there is no parallel port", absent("-parallel", "parallel port")),
     Option(("no-reboot",), "", "end when the guest reboots", flag(reboot=False)),
     Option(("d",), "ITEM[,ITEM...]", "log to stderr; -d help lists the items", read_d),
     Option(("D",), "FILE", "log to a file", file_reader("-D", "log_file")),
-    Option(("accel",), "tcg|kvm|hvf[,tb-size=N]", "accepted for QEMU's command lines; tb-size is the size of the "
-           "translator's code cache in MiB, or with a unit (128M)", read_accel),
+    Option(("accel",), "tcg|kvm|hvf[,tb-size=N]", "accepted, several too, for QEMU's command lines; tb-size is the "
+           "size of the translator's code cache in MiB, or with a unit (128M)", read_accel),
     Option(("engine",), "interp|jit|check",
            "how instructions are executed: interpreted, or translated (x86-64 with BMI2, AVX and FMA), which is the "
            "default where the host can, but for -d exec; "

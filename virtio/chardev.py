@@ -164,6 +164,7 @@ class Stdio(FdChardev):
         super().__init__(source, sink)
         self.signals = not mux if signals is None else signals
         self.mux, self.terminal, self.escaped = mux, source, False
+        self.escape = ESCAPE
         self.saved = save_terminal(source)
         self.quit: Callable[[], None] = lambda: None
 
@@ -202,7 +203,7 @@ class Stdio(FdChardev):
             if self.escaped:
                 self.escaped = False
                 self._command(byte)
-            elif byte == ESCAPE:
+            elif byte == self.escape:
                 self.escaped = True
             else:
                 self.input.append(byte)
@@ -216,8 +217,8 @@ class Stdio(FdChardev):
                 self.write(HELP)
             case "c":
                 self.write(b"\r\nhartbeat: the monitor is not available\r\n")
-            case "\x01":
-                self.input.append(ESCAPE)
+            case key if ord(key) == self.escape:
+                self.input.append(self.escape)
 
     def size(self) -> tuple[int, int]:
         try:

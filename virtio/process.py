@@ -122,6 +122,10 @@ class IoConfig:
         of_devices = (each.device.needs() for each in self.of(number).values())
         return together((*of_devices, *(host.needs() for host in self.hosts(number))))
 
+    def all_hosts(self) -> list[Host]:
+        """The host ends of every process."""
+        return [self.serial, *(host for device in self.devices.values() for host in device.hosts()), *self.others]
+
     def close(self) -> None:
         """Close files and sockets; a terminal gets its mode back."""
         for device in self.devices.values():

@@ -1,0 +1,124 @@
+"""Command lines that other programs make for QEMU: they are taken, and mean what they mean there."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from console import Console
+
+from smp import options, qemu_options
+from smp.config import MachineConfig, check
+from smp.cpu import ConfigError
+from smp.guest import Guest, default_guest
+from smp.io_setup import io_config
+from smp.qemu_options import OPENSBI, find_firmware
+from virtio.chardev import Stdio
+from virtio.console import Console as Ports
+from virtio.ninep import Ninep
+
+KUNIT = """-nodefaults -m 1024 -kernel {kernel} -no-reboot -nographic -accel kvm -accel hvf -accel tcg -serial stdio
+    -machine virt -cpu rv64 -bios opensbi-riscv64-generic-fw_dynamic.bin"""
+VIRTME = """-machine virt -bios default -m 1G -smp 2 -vga none -display none -parallel none -net none -echr 1 -no-reboot
+    -fsdev local,id=virtfs1,path={folder},security_model=none,readonly=on,multidevs=remap
+    -device virtio-9p-pci,fsdev=virtfs1,mount_tag=ROOTFS"""
+SHELL = "-chardev stdio,id=console,signal=off,mux=on -serial chardev:console -mon chardev=console"
+SCRIPT = """-device virtio-serial-pci -chardev stdio,id=in,signal=on,mux=off
+    -device virtserialport,name=virtme.stdin,chardev=in"""
+
+
+def parse(line: str, *more: str) -> MachineConfig:
+    config = options.parse([*line.split(), *more])
+    check(config)
+    return config
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Path:
+    (tmp_path / "kernel").write_bytes(b"\x6f\0\0\0")
+    return tmp_path / "kernel"
+
+
+def test_kunit(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (kernel.parent / f"{OPENSBI}fw_dynamic.bin").write_bytes(b"\x6f\0\0\0")
+    monkeypatch.setattr(qemu_options, "FIRMWARE", ("/nonexistent", str(kernel.parent)))
+    config = parse(KUNIT.format(kernel=kernel), "-append", "kunit.enable=1 console=ttyS0 kunit_shutdown=reboot")
+    assert config.ram == 1 << 30 and not config.reboot
+    assert config.bios == kernel.parent / f"{OPENSBI}fw_dynamic.bin"
+    assert [end.kind for end in config.serials] == ["stdio"]
+
+
+def test_firmware_by_name(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = kernel.parent
+    (folder / "debian").mkdir()
+    (folder / "debian" / "fw_jump.bin").write_bytes(b"")
+    monkeypatch.setattr(qemu_options, "FIRMWARE", (str(folder / "qemu"), str(folder / "debian")))
+    monkeypatch.chdir(folder)
+    assert find_firmware(f"{OPENSBI}fw_jump.bin") == folder / "debian" / "fw_jump.bin"
+    assert find_firmware("kernel") == Path("kernel"), "the current folder comes first"
+    assert find_firmware("./fw_jump.bin") == Path("./fw_jump.bin")
+    with pytest.raises(ConfigError, match=r"-bios fw_none\.bin: no such file"):
+        parse(f"-kernel {kernel} -bios fw_none.bin")
+
+
+def test_virtme_ngs_shell(kernel: Path) -> None:
+    config = parse(f"{VIRTME.format(folder=kernel.parent)} {SHELL} -kernel {kernel}")
+    io = io_config(config)
+    assert isinstance(io.serial, Stdio) and io.serial.mux and not io.serial.signals
+    assert [type(device) for device in io.devices.values()] == [Ninep]
+    io.close()
+
+
+def test_virtme_ngs_script(kernel: Path) -> None:
+    pipes = [os.pipe() for _ in range(5)]
+    line = f"{VIRTME.format(folder=kernel.parent)} {SCRIPT} -kernel {kernel}"
+    for number, (_, writer) in enumerate(pipes):
+        line += f" -chardev file,id=d{number},path=/proc/self/fd/{writer}"
+        line += f" -device virtserialport,name=virtme.dev{number},chardev=d{number}"
+    io = io_config(parse(line))
+    (ports,) = (device for device in io.devices.values() if isinstance(device, Ports))
+    assert [port.name for port in ports.ports.values()][1:] == [f"virtme.dev{n}".encode() for n in range(5)]
+    stdin = ports.ports[1].host
+    assert isinstance(stdin, Stdio) and stdin.signals and not stdin.mux
+    io.close()
+    for end in (end for pair in pipes for end in pair):
+        os.close(end)
+
+
+def test_another_escape_character() -> None:
+    io = io_config(options.parse(["-echr", "0x14"]))
+    assert isinstance(io.serial, Stdio)
+    io.serial.received(b"a\x01\x14\x14")
+    assert io.serial.read(9) == b"a\x01\x14"
+    io.close()
+
+
+MISTAKES = ("-echr 0", "-echr 128", "-echr x", "-mon mode=readline", "-mon chardev=c,mode=control", "-mon chardev=none")
+
+
+@pytest.mark.parametrize("line", [*MISTAKES, "-accel kvm:xen", "-vga std", "-parallel stdio"])
+def test_what_can_not_be_is_one_line(kernel: Path, line: str) -> None:
+    with pytest.raises(ConfigError, match=line.split()[0]):
+        parse(f"{line} -kernel {kernel}")
+
+
+def test_the_script_of_qemus_name_is_the_emulator() -> None:
+    script = Path(__file__).parent.parent / "scripts/qemu-system-riscv64"
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def guest() -> Guest:
+    return default_guest()
+
+
+@pytest.mark.boot
+def test_linux_as_kunit_starts_it(guest: Guest, tmp_path: Path) -> None:
+    assert guest.firmware_dir
+    (tmp_path / f"{OPENSBI}fw_dynamic.bin").write_bytes((guest.firmware_dir / "fw_dynamic.bin").read_bytes())
+    line = KUNIT.format(kernel=guest.kernel).replace(OPENSBI, f"{tmp_path}/{OPENSBI}")
+    append = "console=ttyS0 earlycon panic=-1 reboot=t rdinit=/none root=/none"
+    with Console(*line.split(), "-append", append) as console:
+        assert console.wait(240) == 0
+        assert "OpenSBI" in console.text() and "Kernel panic" in console.text()

@@ -64,6 +64,7 @@ class DriveConfig:
     readonly: bool = False
     snapshot: bool = False
     format: str = "raw"
+    throttle: tuple[tuple[str, int], ...] = ()  # limits as virtio/throttle.py:Throttle takes them
 
 
 @dataclass(frozen=True)

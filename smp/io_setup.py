@@ -29,6 +29,7 @@ from virtio.image import Image, Overlay
 from virtio.ninep import Ninep
 from virtio.process import IoConfig
 from virtio.rng import Rng
+from virtio.throttle import Throttle
 
 Made = tuple[DeviceConfig, Device]
 
@@ -133,7 +134,8 @@ def block(drive: DriveConfig, device: DeviceConfig, config: MachineConfig) -> De
     except OSError as error:
         raise ConfigError(f"-drive file {drive.file}: {error.strerror}; choose another file") from error
     queues = int(device.get("num-queues", "1"))
-    made = Block(image, device.get("serial"), queues, device.get("write-cache") != "off")
+    throttle = Throttle(dict(drive.throttle)) if drive.throttle else None
+    made = Block(image, device.get("serial"), queues, device.get("write-cache") != "off", throttle)
     made.queue_sizes = (int(device.get("queue-size", "256")),) * queues
     made.features &= ~sum(bit for name, bit in BLOCK_BITS.items() if device.get(name) == "off")
     return made

@@ -17,11 +17,11 @@ from smp.config import (
     NET_DEVICE,
     NO_FIRMWARE,
     DeviceConfig,
-    DriveConfig,
     IothreadConfig,
     MachineConfig,
 )
 from smp.cpu import ConfigError, near
+from smp.drive_options import read_drive
 from smp.host import default_engine_text
 from smp.net_options import CARD, check_card, read_net, read_netdev, read_nic, read_object
 from smp.option_text import Help, escape, number, one_of, pairs, path, size, split_commas, switch
@@ -152,28 +152,6 @@ def read_append(text: str) -> Fields:
 
 def read_bios(text: str) -> Fields:
     return {"bios": text if text in (BUILT_IN_SBI, NO_FIRMWARE) else find_firmware(text)}
-
-
-FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "parallels", "bochs", "cloop", "dmg", "luks")
-
-
-def read_drive(text: str) -> Fields:
-    known = ("file", "format", "if", "id", "readonly", "snapshot")
-    given = pairs("-drive", text, "file", known)
-    if "file" not in given:
-        raise ConfigError(f"-drive {text}: needs file=FILE")
-    interface = one_of("-drive if=", given.get("if", "virtio"), ("virtio", "none"))
-    drive = DriveConfig(
-        file=path("-drive file", given["file"]),
-        id=given.get("id", ""),
-        interface=interface,
-        readonly=switch("-drive", "readonly", given.get("readonly", "off")),
-        snapshot=switch("-drive", "snapshot", given.get("snapshot", "off")),
-        format=one_of("-drive format=", given.get("format", "raw"), FORMATS),
-    )
-    if interface == "none" and not drive.id:
-        raise ConfigError(f"-drive {text}: needs an id, so that a -device can name it; add id=NAME")
-    return {"drives": (drive,)}
 
 
 def read_device(text: str) -> Fields:
@@ -332,7 +310,9 @@ OPTIONS: tuple[Option, ...] = (
     Option(("dtb",), "FILE", "device tree to use instead of the machine's own", file_reader("-dtb", "dtb")),
     Option(("drive",), "file=FILE[,if=virtio|none][,id=ID][,format=raw|qcow2|...][,readonly=on][,snapshot=on]",
            "a disk; with if=none a -device virtio-blk-device,drive=ID shows it to the guest; "
-           "formats other than raw take qemu-storage-daemon", read_drive, True),
+           "formats other than raw take qemu-storage-daemon; throttling.iops-total=N and throttling.bps-total=N limit "
+           "requests and bytes a second, as -read and -write either way, and -max what may go at once",
+           read_drive, True),
     Option(("snapshot",), "", "write to no drive: changes are kept in memory and lost", flag(snapshot=True)),
     Option(("share",), "FOLDER", "a folder that the guest mounts by the tag 'share': -virtfs local,mount_tag=share,"
            "security_model=none,multidevs=remap,path=FOLDER", read_share, True),

@@ -143,6 +143,8 @@ def open_image(drive: DriveConfig, given: DeviceConfig, snapshot: bool) -> Vhost
         raise ConfigError(f"{where}: takes {STORAGE_DAEMON}, which is not installed; {remedy}")
     if given.get("serial"):
         raise ConfigError(f"{where}: its disk has no serial=; leave it out, or use format=raw")
+    if drive.throttle:
+        raise ConfigError(f"{where}: throttling.{drive.throttle[0][0]} is for format=raw; leave it out")
     for name in ("packed", "in_order"):
         if given.get(name) == "on":
             raise ConfigError(f"{where}: -device {name}=on is for format=raw; leave it out")

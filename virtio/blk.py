@@ -1,12 +1,14 @@
 """virtio-blk (virtio 1.2, 5.2): a disk over an image of virtio/image.py."""
 
 import sys
+from collections.abc import Iterator
 from enum import IntEnum
 from struct import Struct, pack
 
 from virtio.device import Device
 from virtio.image import Image
 from virtio.queue import Queue, Request, size_of
+from virtio.throttle import Throttle
 
 SECTOR = 512
 SEG_MAX = 254
@@ -47,7 +49,16 @@ class Block(Device):
     kind = 2
     name = "blk"
 
-    def __init__(self, image: Image, serial: str = "", queues: int = 1, writeback: bool = True) -> None:
+    def __init__(
+        self,
+        image: Image,
+        serial: str = "",
+        queues: int = 1,
+        writeback: bool = True,
+        throttle: Throttle | None = None,
+    ) -> None:
+        self.host: Throttle | None = throttle
+        self.held: dict[int, Request] = {}  # by queue, what has to wait
         self.image, self.serial = image, serial.encode()[:20]
         self.queue_sizes = (256,) * queues
         self.writeback = self.initial_writeback = writeback
@@ -74,10 +85,11 @@ class Block(Device):
 
     def stop(self) -> None:
         super().stop()
+        self.held = {}
         self.writeback = self.initial_writeback
 
     def handle(self, index: int) -> None:
-        for request in self.queues[index]:
+        for request in self._admitted(index) if self.host else self.queues[index]:
             status = request.last()
             data = size_of(request.writable)
             try:
@@ -89,6 +101,30 @@ class Block(Device):
                 status[0] = IOERR
                 self._report(error)
             request.done(data + 1)
+
+    def _admitted(self, index: int) -> Iterator[Request]:
+        """The requests that the limits let through now; the next one waits, and all that come after it."""
+        assert self.host
+        while request := self.held.pop(index, None) or next(iter(self.queues[index]), None):
+            readable, writable = size_of(request.readable), size_of(request.writable)
+            seconds = self.host.wait(writable <= 1, max(readable - HEADER.size, writable - 1, 0))
+            if seconds:
+                self.held[index] = request
+                self.host.wake_in(seconds)
+                return
+            yield request
+
+    def poll(self) -> bool:
+        """Go on with what has waited."""
+        if self.host is None or not self.host.due:
+            return False
+        self.host.due = False
+        for index in list(self.held):
+            self.handle(index)
+        return True
+
+    def queue_reset(self, index: int) -> None:
+        self.held.pop(index, None)
 
     def _serve(self, request: Request) -> None:
         header = request.read(HEADER.size)
@@ -153,4 +189,5 @@ class Block(Device):
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        super().close()
         self.image.close()

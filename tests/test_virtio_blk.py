@@ -1,5 +1,6 @@
 """virtio-blk: every request type, bounds, read-only, overlay and host errors, through rings and registers."""
 
+import errno
 import os
 import resource
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from fake_driver import ALL, Rig, machine_memory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mem.window import Register
 from virtio.blk import F_DISCARD, F_FLUSH, F_MQ, F_RO, IOERR, MAX_SECTORS, OK, UNSUPP, Block, Kind
 from virtio.image import Image, Overlay
 from virtio.queue import Ram
@@ -192,6 +194,41 @@ def test_a_full_host_is_an_io_error_for_the_guest(ram: Ram, tmp_path: Path, caps
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert ask(rig, Kind.OUT, 100, b"x" * 512)[0] == OK
     assert capsys.readouterr().err.count("the guest gets I/O errors") == 1
+
+
+def test_a_disk_grows_with_its_image(ram: Ram, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtio.blk.MEASURE_S", 0.0)
+    rig = start(ram, Image(disk))
+    assert ask(rig, Kind.OUT, SECTORS, b"x" * 512)[0] == IOERR and not rig.interrupts() & 2
+    os.truncate(disk, (SECTORS + 2) * 512)
+    assert ask(rig, Kind.OUT, SECTORS, b"x" * 512)[0] == OK
+    assert rig.interrupts() & 2 and rig.read(Register.CONFIG, 8) == SECTORS + 2
+    os.truncate(disk, 512)
+    assert ask(rig, Kind.IN, SECTORS, 512) == (OK, bytes(512)) and not rig.interrupts() & 2
+
+
+def test_a_host_that_is_full(ram: Ram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that does not fit, or of which only a part does, is an error of the guest's, and the disk goes on."""
+    path, left = tmp_path / "thin", 4096
+    path.touch()
+    os.truncate(path, 1 << 20)
+    rig, pwritev = start(ram, Image(path)), os.pwritev
+
+    def limited(fd: int, parts: list[memoryview], offset: int) -> int:
+        nonlocal left
+        if left == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        count = pwritev(fd, [bytes(b"".join(parts)[:left])], offset)
+        left -= count
+        return count
+
+    monkeypatch.setattr(os, "pwritev", limited)
+    assert ask(rig, Kind.OUT, 8, b"a" * 3000 + b"b" * 1096)[0] == OK
+    left = 700
+    assert ask(rig, Kind.OUT, 100, b"c" * 1024)[0] == IOERR
+    assert ask(rig, Kind.IN, 8, 4096) == (OK, b"a" * 3000 + b"b" * 1096)
+    left = 1 << 20
+    assert ask(rig, Kind.OUT, 100, b"c" * 1024)[0] == OK and path.read_bytes()[51200 : 51200 + 1024] == b"c" * 1024
 
 
 @given(

@@ -1,6 +1,7 @@
 """virtio-blk (virtio 1.2, 5.2): a disk over an image of virtio/image.py."""
 
 import sys
+import time
 from collections.abc import Iterator
 from enum import IntEnum
 from struct import Struct, pack
@@ -19,6 +20,7 @@ HEADER = Struct("<IIQ")
 SEGMENT = Struct("<QII")
 F_SEG_MAX, F_RO, F_BLK_SIZE, F_FLUSH = 1 << 2, 1 << 5, 1 << 6, 1 << 9
 F_CONFIG_WCE, F_MQ, F_DISCARD, F_WRITE_ZEROES = 1 << 11, 1 << 12, 1 << 13, 1 << 14
+MEASURE_S = 1.0  # seconds after which an image in use is measured again
 CONFIG_WCE = 32  # offset of `writeback`
 
 
@@ -63,6 +65,7 @@ class Block(Device):
         self.queue_sizes = (256,) * queues
         self.writeback = self.initial_writeback = writeback
         self.sectors = -(-image.size // SECTOR)
+        self.measured = time.monotonic()
         self.reported: set[str] = set()
         self.features = F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_CONFIG_WCE | (F_MQ if queues > 1 else 0)
         self.features |= F_RO if image.readonly else F_DISCARD | F_WRITE_ZEROES
@@ -89,6 +92,9 @@ class Block(Device):
         self.writeback = self.initial_writeback
 
     def handle(self, index: int) -> None:
+        if (now := time.monotonic()) > self.measured + MEASURE_S:
+            self.measured = now
+            self.grow()
         for request in self._admitted(index) if self.host else self.queues[index]:
             status = request.last()
             data = size_of(request.writable)
@@ -101,6 +107,13 @@ class Block(Device):
                 status[0] = IOERR
                 self._report(error)
             request.done(data + 1)
+
+    def grow(self) -> None:
+        """Show the driver an image that has become larger; one that is smaller reads as zeroes at its end."""
+        sectors = -(-self.image.measure() // SECTOR)
+        if sectors > self.sectors:
+            self.sectors = sectors
+            self.config_changed()
 
     def _admitted(self, index: int) -> Iterator[Request]:
         """The requests that the limits let through now; the next one waits, and all that come after it."""

@@ -44,6 +44,10 @@ class Image:
         self.base = self.fd
         self.size = os.lseek(self.fd, 0, os.SEEK_END)
 
+    def measure(self) -> int:
+        """Its size now: somebody on the host may have made it larger."""
+        return os.lseek(self.fd, 0, os.SEEK_END)
+
     def read(self, parts: list[memoryview], offset: int) -> None:
         """Fill the parts; what lies past the end of the file reads as zeroes."""
         while parts:
@@ -101,6 +105,10 @@ class Overlay(Image):
         self.readonly = readonly  # what the guest is told
         self.file = tempfile.TemporaryFile(prefix="hartbeat-")  # noqa: SIM115
         self.owned = mmap.mmap(-1, self.size // CLUSTER + 2)
+
+    def measure(self) -> int:
+        """What has been copied on a write fits the size of the beginning."""
+        return self.size
 
     def _runs(self, parts: list[memoryview], offset: int) -> None:
         """Read run by run from where the clusters are."""

@@ -15,6 +15,7 @@ from struct import pack, unpack
 
 import pytest
 from fake_driver import DATA, Rig, machine_memory
+from forked_io import Hart, finish, fork_io, io_memory
 
 from mem import regions
 from mem.memmap import RAM_BASE
@@ -25,6 +26,7 @@ from smp.config import DeviceConfig, MachineConfig, SerialConfig, check
 from smp.cpu import ConfigError
 from smp.net_setup import open_networks
 from virtio.blk import OK, Kind
+from virtio.process import IoConfig
 from virtio.queue import Ram
 from virtio.vhost_user import Backend, VhostBlock, VhostFs
 from virtio.vhost_wire import BackendError, Session, dial
@@ -398,3 +400,32 @@ def test_a_file_systems_configuration_is_ours(tmp_path: Path) -> None:
         made = VhostFs(Backend("c0", lambda: Session(dial(str(tmp_path / "socket"))), 3), (128,) * 3, b"files")
         assert made.config() == b"files".ljust(36, b"\0") + pack("<I", 2)
         made.close()
+
+
+def test_a_back_end_goes_through_lives_of_the_machine(tmp_path: Path) -> None:
+    """Each life has RAM and an I/O process of its own; in the second one the back-end is started anew."""
+    process = None
+    try:
+        with backend(tmp_path) as first:
+            io = IoConfig({3: open_disk(tmp_path)})
+            for life in range(4):
+                with io_memory() as ram:
+                    io.ram_fd, io.supervisor = ram.fd, os.getpid()
+                    child = fork_io(io)
+                    hart = Hart(ram, io.devices[3], 3)
+                    hart.start()
+                    data = bytes([life + 1]) * 512
+                    assert hart.ask(pack("<IIQ", Kind.OUT, 0, life), data, 1)[1] == [bytes([OK])]
+                    if life == 1:
+                        first.kill()
+                        first.wait()
+                        (tmp_path / "socket").unlink()
+                        words = [sys.executable, str(BACKEND), str(tmp_path / "socket"), str(tmp_path / "disk")]
+                        process = subprocess.Popen(words)
+                    assert hart.ask(pack("<IIQ", Kind.IN, 0, life), 512, 1)[1] == [data, bytes([OK])]
+                    assert finish(child) == 0
+            io.close()
+    finally:
+        if process:
+            process.kill()
+            process.wait()

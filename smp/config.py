@@ -13,6 +13,7 @@ from mem.memmap import MAX_HARTS, RAM_MAX, RAM_MIN, VIRTIO_SLOTS
 from mem.regions import CODE_BYTES, IO_PROCESSES, PAGE
 from smp.cpu import ConfigError, CpuConfig, near, parse_cpu
 from smp.host import default_engine
+from smp.option_text import size
 from smp.serial_ports import BUS, PORTS, buses, offered_ports
 
 MOUNT_TAG = 31  # bytes of a shared folder's name, as in QEMU
@@ -212,6 +213,7 @@ def check(config: MachineConfig) -> None:
     _check_consoles(config)
     _check_networks(config)
     _check_rngs(config)
+    _check_balloons(config)
     _check_iothreads(config)
     _check_engine(config)
     if config.log_file is not None:
@@ -467,6 +469,14 @@ def _check_networks(config: MachineConfig) -> None:
         _check_output("-object filter-dump,file", Path(dump.get("file")))
     _check_unique("-object id", [dump.get("id") for dump in config.objects])
     _check_unique("-object filter-dump,file", [os.path.realpath(dump.get("file")) for dump in config.objects])
+
+
+def _check_balloons(config: MachineConfig) -> None:
+    for device in config.devices:
+        text = device.get("size", "0")
+        if device.driver == "virtio-balloon-device" and size("-device size", text) >= config.ram:
+            ram = size_text(config.ram)
+            raise ConfigError(f"-device virtio-balloon-device,size={text}: the guest has {ram} in all; ask for less")
 
 
 def _check_rngs(config: MachineConfig) -> None:

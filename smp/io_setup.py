@@ -16,8 +16,10 @@ from smp.cpu import ConfigError
 from smp.descriptors import Opened, inherited
 from smp.iothreads import assign
 from smp.net_setup import open_networks
+from smp.option_text import size
 from smp.serial_ports import CONSOLE, buses, offered_ports
 from smp.virtio_options import USERS, slot_of
+from virtio.balloon import Balloon
 from virtio.blk import F_CONFIG_WCE, F_DISCARD, F_WRITE_ZEROES, Block
 from virtio.chardev import Stdio
 from virtio.console import Console, Port
@@ -80,6 +82,11 @@ MAKERS: dict[str, Callable[[DeviceConfig, MachineConfig], Device]] = {
     "virtio-rng-device": lambda given, config: Rng(),
     "vhost-user-blk-device": vhost_setup.open_block,
     "vhost-user-fs-device": vhost_setup.open_fs,
+    "virtio-balloon-device": lambda given, config: Balloon(
+        size("-device size", given.get("size", "0")),
+        given.get("deflate-on-oom") == "on",
+        given.get("free-page-reporting") == "on",
+    ),
     "virtio-9p-device": lambda given, config: share(given, {folder.id: folder for folder in config.fsdevs}),
 }
 RING_BITS = {

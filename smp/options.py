@@ -77,6 +77,7 @@ DEVICES = {
         "num-request-queues": "number of request queues, 1 to 32 (default 1)",
     },
     "virtio-serial-device": {"id": "name", "max_ports": "ports that its driver makes room for, 1 to 31"},
+    "virtio-balloon-device": {"size": "memory that the guest is asked to do without (default 0)", "id": "name"},
     NET_DEVICE: CARD,
     "virtconsole": OF_PORT,
     "virtserialport": OF_PORT,

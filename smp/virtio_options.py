@@ -89,6 +89,11 @@ OF_DRIVER = {
         "queue-size":          Property("entries of each queue", QUEUE_SIZES, "256"),
     },
     "vhost-user-fs-device": PASSED_RINGS | {"queue-size": Property("entries of each queue", QUEUE_SIZES, "128")},
+    "virtio-balloon-device": {
+        "deflate-on-oom":      Property("the guest may take memory back when it has none left", default="off"),
+        "free-page-reporting": Property("the guest tells of free pages, and they go to the host", default="off"),
+        "free-page-hint":      Property("off: of QEMU's migration", ("off",), "off", "there is none, leave it off"),
+    },
     "virtio-rng-device": {"rng": Property("id of its -object rng-random or rng-builtin", ANY)},
 }
 # fmt: on

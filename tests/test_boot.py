@@ -172,6 +172,20 @@ def test_six_named_ports_and_a_console_on_one_device(guest: Guest, tmp_path: Pat
     assert (tmp_path / "c0").read_bytes().strip() == b"over hvc0"
 
 
+BALLOON = """
+total() { awk '/MemTotal/ {print $2}' /proc/meminfo; }
+for n in $(seq 100); do [ $(total) -lt 750000 ] && break; sleep 0.2; done
+echo "total $(total)"
+head -c 50000000 /dev/zero >/tmp/file; wc -c </tmp/file; rm /tmp/file
+"""
+
+
+def test_a_balloon_takes_memory_from_the_guest(guest: Guest) -> None:
+    log = run(guest, 2, BALLOON, "-device", "virtio-balloon-pci,size=256M,free-page-reporting=on")
+    assert (found := re.search(r"total (\d+)", log.replace("\r", ""))) and int(found[1]) < 750_000
+    assert "the host keeps the memory" not in log
+
+
 DISK_IN_MEMORY = """
 cd /tmp; head -c 262144 /dev/urandom >a; dd if=a of=/dev/vda bs=64k conv=fsync 2>/dev/null
 echo 3 >/proc/sys/vm/drop_caches; head -c 262144 /dev/vda | cmp - a && echo "the same"

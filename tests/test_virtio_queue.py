@@ -345,6 +345,7 @@ def test_a_request_of_more_than_4_gib_is_refused(ram: Ram) -> None:
 
 
 def test_a_head_that_is_in_use_is_refused(ram: Ram) -> None:
+    """So no driver has more outstanding than its ring has entries (CVE-2016-5403)."""
     ring, queue, _ = pair(ram)
     ring.describe(2, RINGS, 1, 0)
     ring.offer(2)

@@ -83,6 +83,9 @@ class Helper:
                 raise BackendError("it can't be started again")
             self.pid, self.alive = int.from_bytes(data, "little"), fds[0]
             return
+        if self.pid > 0:
+            with contextlib.suppress(ChildProcessError):  # it was another process's child
+                os.waitpid(self.pid, os.WNOHANG)
         process = subprocess.Popen(
             self.command(self.listener.fileno()),
             stdin=subprocess.DEVNULL,

@@ -17,7 +17,7 @@ from typing import Any
 
 VERSION_1, PROTOCOL = 1 << 32, 1 << 30
 MQ, REPLY_ACK, CONFIG, INFLIGHT = 1, 8, 1 << 9, 1 << 12
-FEATURES = VERSION_1 | PROTOCOL | 1 << 9 | 1 << 12 | 1 << 28  # FLUSH, MQ, INDIRECT_DESC
+FEATURES = VERSION_1 | PROTOCOL | 1 << 9 | 1 << 12  # FLUSH, MQ
 QUEUES = 4
 ENTRIES = 1024  # of a queue in the record of what is in flight: a byte each
 
@@ -181,7 +181,7 @@ class Disk:
         for place, size in data:
             if kind == 1:
                 os.pwrite(self.file, self.ram[place : place + size], offset)
-            elif kind == 0:
+            elif kind == 0:  # IN
                 self.ram[place : place + size] = os.pread(self.file, size, offset)
             offset += size
         self.ram[status] = 0

@@ -269,6 +269,7 @@ def test_a_connection_is_made_again(tmp_path: Path, family: socket.AddressFamily
     address = listener.getsockname()
     host = Socket(target=(family, address), retry=0.05, nodelay=True)
     host.start()
+    assert host.timer >= 0, "there before any socket that may fail, whose number it would get"
     for _ in range(2):
         pump(host, host.is_open)
         client, _ = listener.accept()

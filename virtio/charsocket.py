@@ -42,6 +42,9 @@ class Socket(FdChardev):
             self.stop()
 
     def start(self) -> None:
+        # The timer comes before any socket: the number of one that failed would be its own, and known to epoll.
+        if self.target and self.retry and self.timer < 0:
+            self.timer = ctypes.CDLL(None).timerfd_create(CLOCK_MONOTONIC, TFD_FLAGS)
         with contextlib.suppress(BlockingIOError):
             output, (connection, *_), _, _ = socket.recv_fds(self.kept[1], OUTPUT_LIMIT, 1)
             self.source = self.sink = connection
@@ -134,11 +137,8 @@ class Socket(FdChardev):
             self._connected(link)
 
     def _dial_later(self) -> None:
-        if not self.target or not self.retry:
-            return
-        if self.timer < 0:
-            self.timer = ctypes.CDLL(None).timerfd_create(CLOCK_MONOTONIC, TFD_FLAGS)
-        set_timer(self.timer, self.retry)
+        if self.timer >= 0:
+            set_timer(self.timer, self.retry)
 
 
 def listen(target: Target) -> socket.socket:

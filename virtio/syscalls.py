@@ -1,7 +1,8 @@
 """Which system calls an I/O process may make, and their numbers.
 
-From the code, and from running the tests and boots of Linux under the filter; `ALWAYS` is what Python and its
-allocator use of descriptors that are open, memory, time and signals to itself.  What opens or changes files is there only where a back-end needs it.
+From the code, and from the tests and boots of Linux under the filter.  `ALWAYS` is what Python and its allocator use of
+descriptors that are open, memory, time and signals to itself.  What opens or changes files is there only where a
+back-end needs it.
 """
 
 import fcntl

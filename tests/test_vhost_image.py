@@ -116,12 +116,14 @@ def test_without_the_daemon_there_is_a_remedy(tmp_path: Path, monkeypatch: pytes
 @needs_daemon
 @pytest.mark.boot
 def test_linux_does_not_notice_that_the_daemon_was_killed(tmp_path: Path) -> None:
+    """The last passes come after the last kill: what was not flushed before one may be gone, as after a power cut."""
     drive = image(tmp_path, size="64M")
     script = """
 set -e
 dd if=/dev/urandom of=/tmp/x bs=1M count=24 2>/dev/null
 echo begun
-for n in 1 2 3 4 5 6; do dd if=/tmp/x of=/dev/vda bs=64k oflag=direct conv=notrunc 2>/dev/null; done
+for n in $(seq 30); do dd if=/tmp/x of=/dev/vda bs=64k oflag=direct conv=notrunc 2>/dev/null; done
+sync
 echo 3 >/proc/sys/vm/drop_caches
 test "$(sha256sum </tmp/x)" = "$(dd if=/dev/vda bs=1M count=24 2>/dev/null | sha256sum)"
 dmesg | grep -c 'I/O error' || true
@@ -138,7 +140,8 @@ dmesg | grep -c 'I/O error' || true
             process.kill()
     assert process.returncode == 0 and out == b"0\n"
     wait(lambda: not daemons_of(str(drive.file)))
-    subprocess.run(["qemu-img", "check", "-q", str(drive.file)], check=True)
+    leaks = 3  # clusters that are taken and not used do no harm
+    assert subprocess.run(["qemu-img", "check", "-q", str(drive.file)]).returncode in (0, leaks)
 
 
 def daemons_of(file: str) -> list[int]:

@@ -27,9 +27,7 @@ from smp.x86 import GHC_ARGUMENTS, HART, LEFT, PINNED
 
 KINDS = (Kind.ALU, Kind.LOAD, Kind.STORE, Kind.BRANCH, Kind.JAL, Kind.JALR)
 OPERANDS = {"rs1", "rs2", "imm", "pc", "value"}
-X, PC, ENTRY, EXIT, ALARM, CELLS = (
-    Hart.offset(n) for n in ("x", "pc", "loop_entry", "loop_exit", "alarm", "loop_cells")
-)
+X, PC, ENTRY, EXIT, CELLS = (Hart.offset(n) for n in ("x", "pc", "loop_entry", "loop_exit", "loop_cells"))
 RARELY = "rarely"
 EVEN, LIKELY = (1, 1), 8  # weights of branches
 DATA = Hart.offset("mmu") + Mmu.offset("data")

@@ -108,11 +108,6 @@ def entries(blocks: dict[int, Block], head: int) -> list[int]:
     return [head, *sorted(backward - {head})]
 
 
-def outermost(blocks: dict[int, Block]) -> int:
-    """Where the way back leads that goes farthest: the head of the outermost loop as compilers lay code out."""
-    return _farthest_back(blocks)[1]
-
-
 def is_call(instruction: Instruction) -> bool:
     return instruction.row.kind is Kind.JAL and instruction.fields["rd"] == RA
 
@@ -179,13 +174,9 @@ def _component(blocks: dict[int, Block], head: int) -> dict[int, Block]:
 
 def _cut_outermost(blocks: dict[int, Block]) -> None:
     """Take away the way back that goes farthest, of the outermost loop as compilers lay code out."""
-    source, target = _farthest_back(blocks)
-    blocks[source].successors.remove(target)
-
-
-def _farthest_back(blocks: dict[int, Block]) -> tuple[int, int]:
     back = [(block.pc - pc, block.pc, pc) for block in blocks.values() for pc in block.successors if pc in blocks]
-    return max(back)[1:]
+    _, source, target = max(back)
+    blocks[source].successors.remove(target)
 
 
 def _reachable(blocks: dict[int, Block], head: int) -> set[int]:

@@ -30,7 +30,6 @@ class Machine(Layout):
     sbi: u32  # 1 when calls from S-mode go to the built-in SBI
     mmu_levels: u32  # 3, 4 or 5: the deepest translation satp accepts
     jit: u32  # 1 when harts run translated code
-    crowded: u32  # 1 when there are more harts than host cores: spinning gives the core away
     blocks_fd: u32  # where records of translated blocks go (smp/blocklog.py), 0 when nobody wants them
     blocks_lost: u32  # 1 when one could not be written
     check: u32  # 1 when the interpreter checks the translator

@@ -52,6 +52,41 @@ class Mailbox(Layout):
     pad: list[u64] = many(10)
 
 
+@line_aligned
+@layout
+class Sleepers(Layout):
+    """How many harts sleep; on a cache line of its own, for whoever falls asleep or wakes writes it."""
+
+    asleep: u64
+    surplus: u64  # how many harts the machine has beyond the host's cores; set before the fork
+    pad: list[u64] = many(6)
+
+
+assert regions.MAILBOXES + regions.MAX_HARTS * Mailbox.sizeof() <= regions.SLEEPERS
+
+
+def sleepers() -> Sleepers:
+    """The record of this machine."""
+    return Sleepers.at(regions.SLEEPERS)
+
+
+@native
+def crowded() -> int:
+    """Whether more harts are awake than the host has cores: one that spins takes the core from one that works."""
+    s = Sleepers.at(regions.SLEEPERS)
+    return aload64(ref(s.asleep)) < s.surplus
+
+
+@line_aligned
+@layout
+class Awake(Layout):
+    """How many harts want a core of the host; on a cache line of its own, for every sleep writes it."""
+
+    harts: u32  # those that do not sleep: all of them at the start
+    cores: u32  # of the host, that this machine may use
+    pad: list[u64] = many(7)
+
+
 @native(inline=True)
 def mailbox(hart: int) -> Mailbox:
     """The hart's mailbox."""
@@ -89,9 +124,12 @@ def clear_pending(hart: int, bits: int) -> None:
 def sleep(hart: int, timeout_ns: int) -> None:
     """Sleep until the alarm rings, at most `timeout_ns`; an alarm set before is seen."""
     box = mailbox(hart)
+    asleep = ref(Sleepers.at(regions.SLEEPERS).asleep)
     xchg32(ref(box.activity), SLEEPING)
     if aload32(ref(box.alarm)) == 0:
+        fetch_add64(asleep, 1)
         futex_wait(ref(box.alarm), 0, timeout_ns)
+        fetch_add64(asleep, -1)
     # Full barrier: from here on requests wait for us, so the alarm must be read after this.
     xchg32(ref(box.activity), RUNNING)
 

@@ -20,6 +20,7 @@ PAGE = 4096
 SHARED = 0x0F00_0000_0000
 MACHINE = SHARED  # mem/machine.py: configuration the harts read, exit state
 MAILBOXES = SHARED + 0x1_0000  # mem/mailbox.py, one a hart
+SLEEPERS = SHARED + 0x1_8000  # mem/mailbox.py
 CLINT = SHARED + 0x2_0000  # mem/clint.py
 PLIC = SHARED + 0x3_0000  # mem/plic.py
 UART = SHARED + 0x4_0000  # mem/uart.py

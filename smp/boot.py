@@ -7,6 +7,7 @@ from mem.atomics import py_now_ns
 from mem.image import Boot
 from mem.log import LOG_EXEC, LOG_GUEST_ERRORS, LOG_INT, LOG_UNIMP
 from mem.machine import Machine, machine
+from mem.mailbox import sleepers
 from mem.memmap import RAM_BASE
 from mem.regions import HART_STRIDE, HARTS, MAILBOXES, Regions
 from mem.tlb import NO_FAULT, Mmu
@@ -48,7 +49,7 @@ def write_machine(config: MachineConfig, boot: Boot, supervisor_fd: int, io_fd: 
     m.sbi = boot.mode == "S"
     m.mmu_levels = {39: 3, 48: 4, 57: 5}[config.cpu.mmu]
     m.jit, m.check = config.translates, config.engine == "check"
-    m.crowded = config.harts > host_cores()
+    sleepers().surplus = max(config.harts - host_cores(), 0)
     clint.clint_reset()
     reservation.reset()
     return m

@@ -10,7 +10,7 @@ from mem import reservation
 from mem.atomics import aload32, cpu_relax, fence_full, load32, memory_set, sched_yield
 from mem.clock import mtime
 from mem.machine import Machine
-from mem.mailbox import sleep
+from mem.mailbox import crowded, sleep
 from mem.mmu import cached, is_ram, locate
 from mem.native import Native, native
 from mem.regions import HOST
@@ -156,7 +156,7 @@ def do_pause(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
 
     Giving it away may take long, so a timer that is due ends the quantum.
     """
-    if Machine.at(MACHINE_RECORD).crowded:
+    if crowded():
         sched_yield()
         timers_due(h, mtime())
         if may_interrupt(h):
@@ -189,12 +189,12 @@ def do_wrs_sto(h: Hart, rd: int, rs1: int, rs2: int, imm: int) -> int:
         return NEXT
     turns = 0
     while turns < WAIT_TURNS and reservation_holds(h):
-        if Machine.at(MACHINE_RECORD).crowded and turns & 3 == 3:
+        if crowded() and turns & 3 == 3:
             sched_yield()
         else:
             cpu_relax()
         turns += 1
-    if Machine.at(MACHINE_RECORD).crowded:
+    if crowded():
         naps = 0
         while naps < NAPS and reservation_holds(h):
             sleep(h.id, NAP_NS)

@@ -11,7 +11,7 @@ from bare import RAM_BASE, Bare, Instruction, bare_machine, encode, i
 
 from mem import regions
 from mem.machine import is_ending, machine
-from mem.mailbox import ALARM_STOP
+from mem.mailbox import ALARM_STOP, sleepers
 from mem.mailbox import alarm as ring
 from mem.regions import HOST
 from mem.reservation import ARMED, LET_GO_NS, NONE, Reservations, dma_wrote
@@ -299,7 +299,7 @@ COUNTERS = {
 )  # fmt: skip
 def test_counters_are_exact(harts: Bare, kinds: tuple[str, ...]) -> None:
     rounds = ROUNDS & ~0xFFF
-    machine().crowded = 1
+    sleepers().surplus = len(kinds)
     starts = [put_program(harts, n, *counted(rounds, COUNTERS[kind]), *write_done()) for n, kind in enumerate(kinds)]
     run_in_processes(harts, starts)
     assert harts.word(SHARED) == rounds * len(kinds)

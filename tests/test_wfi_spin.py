@@ -9,7 +9,7 @@ import pytest
 
 from mem import regions
 from mem.machine import machine
-from mem.mailbox import alarm
+from mem.mailbox import alarm, sleep, sleepers
 from smp import engine
 from smp.hart import Hart, hart_record
 from smp.loop import SPIN_FIRST, SPIN_MOST, learn_to_spin, spin_for_alarm
@@ -55,7 +55,24 @@ def test_a_spin_ends_with_its_time_or_the_alarm(hart: Hart) -> None:
 
 
 def test_more_harts_than_cores_give_their_core_away_at_once(hart: Hart) -> None:
-    machine().crowded = 1
+    sleepers().surplus = 1
     began = time.monotonic()
     assert spin_for_alarm(ctypes.addressof(hart), 2_000_000_000) == 0
     assert time.monotonic() - began < 1
+
+
+def test_a_hart_spins_while_those_awake_have_a_core_each(hart: Hart) -> None:
+    sleepers().surplus = 1
+    child = os.fork()
+    if child == 0:
+        sleep(0, 5_000_000_000)
+        os._exit(0)
+    while sleepers().asleep == 0:
+        time.sleep(0.001)
+    began = time.monotonic()
+    assert spin_for_alarm(ctypes.addressof(hart), 20_000_000) == 0
+    assert time.monotonic() - began >= 0.02
+    alarm(0, 1)
+    os.waitpid(child, 0)
+    assert sleepers().asleep == 0, "it is awake again"
+    assert spin_for_alarm(ctypes.addressof(hart), 20_000_000) == 0

@@ -19,6 +19,7 @@ from smp.decode import length_of, word_at
 from smp.hart import Hart
 
 BATCH = 1 << 22  # bytes of records read at a time
+OPTIMIZER = 0xFFFF_FFFF
 
 
 @layout
@@ -30,7 +31,7 @@ class BlockRecord(Layout):
     code: u64  # host address of its first byte
     guest_bytes: u32
     host_bytes: u32
-    hart: u32  # that translated it
+    hart: u32  # that translated it, or OPTIMIZER
     privilege: u32
 
 
@@ -76,8 +77,25 @@ def record_block(h: Hart, ppc: int, code: int) -> None:
         write_record(h, ppc, code)
 
 
+@native
+def record_loop(ppc: int, vpc: int, code: int) -> None:
+    """Record a loop that was just optimized, if someone asked for it; it has no guest bytes.  Under the lock."""
+    if not Machine.at(MACHINE).blocks_fd:
+        return
+    record = BlockRecord.at(BLOCK_RECORD)
+    record.vpc = vpc
+    record.ppc = ppc
+    record.code = code
+    record.guest_bytes = 0
+    record.host_bytes = CodeTable.at(CODE_TABLE).asm.out - code
+    record.hart = OPTIMIZER
+    record.privilege = 0
+    append(BLOCK_RECORD, BlockRecord.sizeof())
+    append(code, record.host_bytes)
+
+
 class Translated(NamedTuple):
-    """A record, read."""
+    """A record, read; of a loop that was optimized when there are no guest bytes."""
 
     vpc: int
     ppc: int

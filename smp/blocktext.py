@@ -105,12 +105,14 @@ class BlockText:
         return True
 
     def name(self, block: Translated) -> str:
-        return self.symbols.name(block.vpc) or f"guest_{block.vpc:#x}"
+        name = self.symbols.name(block.vpc) or f"guest_{block.vpc:#x}"
+        return name if block.guest else f"loop_at_{name}"
 
     def text(self, block: Translated, host: dict[int, str]) -> str:
         """A block as QEMU has it."""
-        lines = ["-" * 16] if self.guest else []
-        if self.guest:
+        guest = self.guest and block.guest
+        lines = ["-" * 16] if guest else []
+        if guest:
             lines.append(f"IN: {self.symbols.name(block.vpc)}".rstrip())
             lines.append(f"Priv: {MODES[block.privilege]}; hart {block.hart}; physical {block.ppc:#x}")
             lines += guest_text(block)
@@ -119,7 +121,7 @@ class BlockText:
             lines.append(f"OUT: [size={len(block.host)}] {self.name(block)}")
             lines.append(host[block.code])
             lines.append("")
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines) + "\n" if lines else ""
 
     def close(self, hurry: Callable[[], bool] = lambda: False) -> None:
         """Write all that is left, until `hurry` says that nobody wants to wait for it."""

@@ -3,6 +3,7 @@
 from mem.atomics import load64, memory_copy, spin_lock, spin_unlock, store64
 from mem.native import native, ref
 from mem.regions import CODE, CODE_ALIAS, CODE_TABLE
+from smp.blocklog import record_loop
 from smp.codecache import CodePage, CodeTable, copy_of, enter_block, lookup, page_record
 from smp.hart import Hart
 from smp.loopcode import ANYWHERE, FAR, LOOK, MISS
@@ -169,8 +170,9 @@ def replace(old: int, start: int) -> None:
 
 
 @native
-def finish_install() -> None:
-    """Let the other harts translate again."""
+def finish_install(ppc: int, vpc: int, function: int) -> None:
+    """Record the loop, and let the others translate again."""
+    record_loop(ppc, vpc, function)
     t = CodeTable.at(CODE_TABLE)
     t.used = t.asm.out - CODE
     spin_unlock(ref(t.lock))

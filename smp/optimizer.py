@@ -81,7 +81,7 @@ def install(code: HostCode, starts: list[int], ppc: int, vpc: int, version: int)
         aim(function + site, places[exit] if exit else rarely)
     for index, start in enumerate(starts):
         enter_loop(function, index, ppc - vpc + start, start, version)
-    finish_install()
+    finish_install(ppc, vpc, function)
     return True
 
 

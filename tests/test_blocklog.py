@@ -190,7 +190,8 @@ def test_a_machine_logs_every_block(guest: Callable[[str], str], tmp_path: Path,
         made = re.search(rb"translated: (\d+) blocks of (\d+) instructions", console.errors)
     assert made
     text = log.read_text()
-    assert text.count("\nIN: ") == text.count("\nOUT: ") == int(made[1])
+    loops = len(re.findall(r"\nOUT: \[size=\d+\] loop_at_", text))  # if the optimizer came to it
+    assert text.count("\nIN: ") == text.count("\nOUT: ") - loops == int(made[1])
     assert len(re.findall(r"^0x[0-9a-f]{16}:", text, re.MULTILINE)) == int(made[2])
     assert f"IN: again\nPriv: M; hart 0; physical {symbols(elf)['again']:#x}\n" in text
 

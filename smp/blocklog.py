@@ -78,13 +78,13 @@ def record_block(h: Hart, ppc: int, code: int) -> None:
 
 
 @native
-def record_loop(ppc: int, vpc: int, code: int) -> None:
+def record_loop(vpc: int, code: int) -> None:
     """Record a loop that was just optimized, if someone asked for it; it has no guest bytes.  Under the lock."""
     if not Machine.at(MACHINE).blocks_fd:
         return
     record = BlockRecord.at(BLOCK_RECORD)
     record.vpc = vpc
-    record.ppc = ppc
+    record.ppc = 0
     record.code = code
     record.guest_bytes = 0
     record.host_bytes = CodeTable.at(CODE_TABLE).asm.out - code

@@ -95,6 +95,7 @@ class Asm(Layout):
     call_step: u64
     load_fp: u64
     call_system: list[u64] = many(4)
+    call_admit: u64
     decoded: Slot
     inner: Slot  # an instruction that is looked ahead at
     stub: list[Stub] = many(MAX_STUBS)

@@ -76,6 +76,7 @@ class Hart(Layout):
     loop_cells: list[u64] = many(128)  # tag and addend: where the base registers of a loop last led to
     loop_exit: u64  # which of its rare exits a loop was left by
     loop_entry: u64  # which of its entries a loop is entered at
+    loop_admitted: u64  # whether this hart may enter a loop of several pages
     stepped: u64  # 1: a step went on to the next instruction
     epoch: u64  # of the last fence.i: pages of code must have been looked at since
     id: u32
@@ -137,6 +138,7 @@ class Hart(Layout):
     interrupts: u64
     ipis: u64
     wfi_ns: u64
+    uneven: u64  # a random number, for the length of the next quantum
     wfi_spin: u64  # ns that the next wfi spins before it sleeps
     chain_misses: u64  # blocks looked up because translated code did not know where to go on
     slow_accesses: u64  # loads and stores of translated code that missed the TLB

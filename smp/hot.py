@@ -23,6 +23,7 @@ class HotBlock(Layout):
     ppc: u64
     vpc: u64
     version: u64
+    satp: u64  # of the hart, 0 in M-mode: where the other pages of a loop lie
     samples: u64
 
 
@@ -39,7 +40,7 @@ class HotBlocks(Layout):
 
 
 @native
-def note_busy(ppc: int, vpc: int, version: int) -> None:
+def note_busy(ppc: int, vpc: int, version: int, satp: int) -> None:
     """This block was running."""
     hot = HotBlocks.at(HOT)
     # By both addresses: code that several processes share is as many blocks, which should not evict each other.
@@ -51,11 +52,11 @@ def note_busy(ppc: int, vpc: int, version: int) -> None:
         block.samples = 0
     block.samples += 1
     if block.samples == SAMPLES:
-        ask(ppc, vpc, version)
+        ask(ppc, vpc, version, satp)
 
 
 @native
-def ask(ppc: int, vpc: int, version: int) -> None:
+def ask(ppc: int, vpc: int, version: int, satp: int) -> None:
     """Ask for a loop; when too many are waiting, this one is forgotten."""
     hot = HotBlocks.at(HOT)
     spin_lock(ref(hot.lock))
@@ -64,6 +65,7 @@ def ask(ppc: int, vpc: int, version: int) -> None:
         request.ppc = ppc
         request.vpc = vpc
         request.version = version
+        request.satp = satp
         hot.waiting = hot.waiting + 1
     spin_unlock(ref(hot.lock))
     kick(Machine.at(MACHINE).optimizer_fd)
@@ -82,5 +84,6 @@ def take_request(to: int) -> int:
         taken.ppc = request.ppc
         taken.vpc = request.vpc
         taken.version = request.version
+        taken.satp = request.satp
     spin_unlock(ref(hot.lock))
     return found

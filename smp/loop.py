@@ -74,6 +74,16 @@ def learn_to_spin(h: Hart, waited: int) -> None:
 
 
 @native
+def uneven_quantum(h: Hart) -> int:
+    """A quantum, up to a tenth shorter.
+
+    Quanta of one length end in the same few places of a loop again and again, and samples (smp/hot.py) see no others.
+    """
+    h.uneven = h.uneven * 0x5851_F42D_4C95_7F2D + 0x1405_7B7E_F767_814F
+    return QUANTUM - (h.uneven >> 53)
+
+
+@native
 def run_some(h: Hart) -> None:
     """A quantum of instructions by the engine of this machine."""
     if h.step:
@@ -82,7 +92,7 @@ def run_some(h: Hart) -> None:
         run_quantum(h, QUANTUM)
     elif Machine.at(MACHINE).check:
         run_checked(h)
-    elif not run_translated(h, QUANTUM):
+    elif not run_translated(h, uneven_quantum(h)):
         run_quantum(h, FEW)
 
 

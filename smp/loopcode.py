@@ -21,7 +21,8 @@ from mem.native import pointer, store
 from mem.tlb import EMPTY, PAGE_MASK, TLB_ENTRIES, WRITE_BANK, Mmu
 from mem.word import I64, INT_OF_BYTES, V, builder, const, emitting, raw, truth
 from smp.hart import Hart
-from smp.loopfinder import Block, Instruction, is_return
+from smp.loopfinder import Block, Blocks, Place, following, headers
+from smp.looppages import PAGE, Instruction
 from smp.row import Kind, Row
 from smp.x86 import GHC_ARGUMENTS, HART, LEFT, PINNED
 
@@ -35,7 +36,7 @@ GUEST_IN = {host: guest for guest, host in PINNED.items()}
 PASSED = {GUEST_IN[host]: index for index, host in enumerate(GHC_ARGUMENTS) if host in GUEST_IN}
 FUNCTION = ir.FunctionType(ir.VoidType(), [I64] * len(GHC_ARGUMENTS))
 
-# How a loop is left (smp/loopinstall.py): on at a pc of this page, or of another; this instruction alone by its
+# How a loop is left (smp/loopinstall.py): on at a pc of the loop's pages, or of others; this instruction alone by its
 # template, and on behind it; the hart's loop looks around, and then on at this pc; on at the pc in the record.
 GO, FAR, MISS, LOOK, ANYWHERE = range(5)
 
@@ -83,8 +84,9 @@ class Cell:
 class LoopCode:
     """One loop while its function is emitted."""
 
-    def __init__(self, blocks: dict[int, Block], entries: list[int]) -> None:
+    def __init__(self, blocks: Blocks, entries: list[int]) -> None:
         self.blocks, self.entries = blocks, entries
+        self.headers = headers(blocks) | {Place(pc) for pc in entries}
         self.module = ir.Module("loop")
         self.function = ir.Function(self.module, FUNCTION, "loop")
         self.function.calling_convention = "ghccc"
@@ -97,7 +99,8 @@ class LoopCode:
         written = {i.fields["rd"] for i in every if i.row.kind not in (Kind.STORE, Kind.BRANCH)}
         used = {i.fields[n] for i in every for n in ("rs1", "rs2") if n in i.fields} | written | set(PASSED)
         self.written = sorted(written - {0} - set(PASSED))  # to the record
-        self.places = {pc: self.function.append_basic_block(f"at_{pc:x}") for pc in blocks}
+        self.places = {place: self.function.append_basic_block(f"at_{place.pc:x}") for place in blocks}
+        self.pages_of_code = {i.pc & -PAGE for i in every}
         self.exits: dict[Exit, tuple[ir.Block, str]] = {}
         self.rare: list[Exit] = []
         self.rarely = self.function.append_basic_block("rarely")
@@ -125,19 +128,19 @@ class LoopCode:
 
     def emit(self) -> ir.Module:
         """All of the function."""
-        for pc in sorted(self.blocks):
-            with emitting(ir.IRBuilder(self.places[pc])):
-                self.block(self.blocks[pc])
+        for place in sorted(self.blocks):
+            with emitting(ir.IRBuilder(self.places[place])):
+                self.block(self.blocks[place])
         with emitting(ir.IRBuilder(self.rarely)):
             self.leave(RARELY)
-        first = self.places[self.entries[0]]
+        first = self.places[Place(self.entries[0])]
         if len(self.entries) == 1:
             self.entry.branch(first)
             return self.module
         with emitting(self.entry):
             chosen = self.entry.switch(self._field(ENTRY).v, first)
         for index, pc in enumerate(self.entries):
-            chosen.add_case(const(index), self.places[pc])
+            chosen.add_case(const(index), self.places[Place(pc)])
         chosen.set_weights([1000] + [1] * len(self.entries))
         return self.module
 
@@ -157,7 +160,7 @@ class LoopCode:
         """A block of the loop: the look around where control comes back, its instructions, and where it goes on."""
         self.take(block)
         for index, instruction in enumerate(block.instructions):
-            self.instruction(instruction, len(block.instructions) - index, block.successors)
+            self.instruction(instruction, len(block.instructions) - index, block.place.calls)
         if not builder().block.is_terminated:
             self.go(block.end)
 
@@ -165,18 +168,22 @@ class LoopCode:
         """Take the block's instructions off the quantum; where control comes back leave when there are too few."""
         left = self.left.get() - len(block.instructions)
         self.left.set(left)
-        if block.pc in self.entries:
+        if block.place in self.headers:
             stop = self.split(V(builder().zext(builder().icmp_signed(">=", left.v, const(0)), I64)))
             with emitting(ir.IRBuilder(stop)):
                 self.rare_exit(Exit(LOOK, block.pc, len(block.instructions)))
             self.left.set(V(builder().asm(ir.FunctionType(I64, [I64]), "", "=r,0", [left.v], side_effect=False)))
 
-    def go(self, pc: int) -> None:
+    def go(self, place: Place) -> None:
         """On to a known pc."""
-        if pc in self.places:
-            builder().branch(self.places[pc])
+        if place in self.places:
+            builder().branch(self.places[place])
         else:
-            self.exit(Exit(FAR if (pc ^ self.entries[0]) >> 12 else GO, pc))
+            self.exit(self.way_to(place.pc))
+
+    def way_to(self, pc: int) -> Exit:
+        """The way out to a known pc."""
+        return Exit(GO if pc & -PAGE in self.pages_of_code else FAR, pc)
 
     def exit(self, way: Exit) -> None:
         """Leave, by a jump that is aimed later."""
@@ -207,7 +214,7 @@ class LoopCode:
 
     # Instructions
 
-    def instruction(self, i: Instruction, not_run: int, successors: list[int]) -> None:
+    def instruction(self, i: Instruction, not_run: int, calls: tuple[int, ...]) -> None:
         match i.row.kind:
             case Kind.ALU:
                 if i.fields["rd"]:
@@ -215,33 +222,35 @@ class LoopCode:
             case Kind.LOAD | Kind.STORE:
                 self.memory(i, not_run)
             case Kind.BRANCH:
-                other = self.split(self.meaning(i), self.weights(i))
-                self.go(i.target)
+                taken, behind = following(i, calls)
+                other = self.split(self.meaning(i), self.weights(i, taken, behind))
+                self.go(taken)
                 builder().position_at_end(other)
             case Kind.JAL:
                 self.link(i)
-                self.go(i.target)
+                for place in following(i, calls):
+                    self.go(place)
+                if not builder().block.is_terminated:
+                    self.exit(self.way_to(i.target))
             case Kind.JALR:
                 target = (self.read(i.fields["rs1"]) + i.fields["imm"]) & ~1
                 self.link(i)
-                for pc in successors if is_return(i) else []:
-                    if pc in self.places:
-                        other = self.split(target == pc, EVEN)
-                        self.go(pc)
-                        builder().position_at_end(other)
+                for place in following(i, calls):
+                    other = self.split(target == place.pc)
+                    self.go(place)
+                    builder().position_at_end(other)
                 store(self.hart + PC, target, 8)
                 self.exit(Exit(ANYWHERE, 0))
 
-    def weights(self, i: Instruction) -> tuple[int, int]:
+    def weights(self, i: Instruction, taken: Place, behind: Place) -> tuple[int, int]:
         """How often a branch may be taken, and not: loops go on, as far as one knows."""
-        behind = i.pc + i.length
-        if i.target not in self.places or behind not in self.places:
-            return (LIKELY, 1) if i.target in self.places else (1, LIKELY)
+        if taken not in self.places or behind not in self.places:
+            return (LIKELY, 1) if taken in self.places else (1, LIKELY)
         return (LIKELY, 1) if i.target <= i.pc else EVEN
 
     def link(self, i: Instruction) -> None:
         if i.fields["rd"]:
-            self.x[i.fields["rd"]].set(i.pc + i.length)
+            self.x[i.fields["rd"]].set(i.behind)
 
     def meaning(self, i: Instruction, **given: V) -> Any:
         """What the row says, of these operands."""

@@ -4,12 +4,15 @@ from mem.atomics import load64, memory_copy, spin_lock, spin_unlock, store64
 from mem.native import native, ref
 from mem.regions import CODE, CODE_ALIAS, CODE_TABLE
 from smp.blocklog import record_loop
-from smp.codecache import CodePage, CodeTable, copy_of, enter_block, lookup, page_record
-from smp.hart import Hart
+from smp.codecache import CodeTable, enter_block, lookup
+from smp.hart import JUMP_ENTRIES, Hart, JumpEntry
 from smp.loopcode import ANYWHERE, FAR, LOOK, MISS
-from smp.templates import cursor
+from smp.loopguard import LoopPages, has_version
+from smp.templates import call_piece, cursor
 from smp.translate import (
     BLOCK_ROOM,
+    JUMPS,
+    MAX_INSTRUCTIONS,
     PC_FIELD,
     align_code,
     check_alarm,
@@ -23,6 +26,7 @@ from smp.x86 import (
     GHC_ARGUMENTS,
     HART,
     LEFT,
+    NOT_EQUAL,
     PINNED,
     RAX,
     RCX,
@@ -33,6 +37,7 @@ from smp.x86 import (
     immediate,
     indexed,
     jump,
+    jump_if,
     jump_to,
     load_constant,
     op_mem,
@@ -42,36 +47,25 @@ from smp.x86 import (
 )
 
 WAY_ROOM = 512  # bytes that an entry or an exit takes at most
-ENTRY_FIELD, EXIT_FIELD = Hart.offset("loop_entry"), Hart.offset("loop_exit")
+ENTRY_FIELD, EXIT_FIELD, ADMITTED = (Hart.offset(n) for n in ("loop_entry", "loop_exit", "loop_admitted"))
 NOT_PASSED = [(host, guest) for guest, host in PINNED.items() if host not in GHC_ARGUMENTS]
 assert len(NOT_PASSED) == 2
 ((FIRST, FIRST_GUEST), (SECOND, SECOND_GUEST)) = NOT_PASSED
 
 
 @native
-def copy_page(page: int, version: int, to: int) -> int:
-    """The page as it was when it got this version; 0 when it has another by now."""
-    t = CodeTable.at(CODE_TABLE)
-    spin_lock(ref(t.lock))
-    at = page_record(page)
-    same = at != 0 and CodePage.at(at).version == version
-    if same:
-        memory_copy(to, copy_of(at), 4096)
-    spin_unlock(ref(t.lock))
-    return same
+def put_code(source: int, size: int, room: int, pages: int) -> int:
+    """Copy a function of these pages into the cache, if there is room for it and `room` more; gives where it executes.
 
-
-@native
-def put_code(source: int, size: int, ways: int, page: int, version: int) -> int:
-    """Copy a function with so many entries and exits into the cache; gives where it executes, or 0.
-
-    0 when there is no room, or the page has another version by now.  Under the lock until `finish_install`.
+    0 when there is none, or a page has another version by now.  Under the lock until `finish_install`.
     """
     t = CodeTable.at(CODE_TABLE)
     spin_lock(ref(t.lock))
-    at = page_record(page)
-    room = enough_room() and t.asm.out + size + ways * WAY_ROOM + BLOCK_ROOM <= t.end
-    if not room or at == 0 or CodePage.at(at).version != version:
+    good = enough_room() and t.asm.out + size + room + BLOCK_ROOM <= t.end
+    loop = LoopPages.at(pages)
+    for n in range(loop.count):
+        good = good and has_version(loop.page[n].physical, loop.page[n].version)
+    if not good:
         spin_unlock(ref(t.lock))
         return 0
     a = t.asm
@@ -91,11 +85,64 @@ def not_passed(opcode: int) -> None:
 
 
 @native
-def enter_loop(function: int, index: int, ppc: int, vpc: int, version: int) -> None:
-    """A block that goes to the loop's function; it takes the place of the block of this pc, in which it is a jump."""
+def put_pages(pages: int, function: int) -> int:
+    """Copy the record of a loop's pages into the cache; gives where it lies."""
     align_code()
+    at = here()
+    LoopPages.at(pages).function = function
+    memory_copy(at + CODE_ALIAS, pages, LoopPages.sizeof())
+    cursor().out += LoopPages.sizeof()
+    return at
+
+
+@native
+def ask_or_stay(pages: int, ppc: int, vpc: int, version: int) -> int:
+    """Code that asks whether this hart may enter a loop, and else goes on with a block of its own.
+
+    Behind a jump to it, which is aimed later, at what enters the loop; gives the end of that jump.
+    """
+    load_constant(RAX, pages)
+    call_piece(cursor().call_admit)
+    op_mem(1, 0x83, 7, HART, ADMITTED)
+    byte(0)
+    admitted = jump_if(NOT_EQUAL)
+    translate_some(ppc, vpc, version, MAX_INSTRUCTIONS)
+    return admitted
+
+
+@native
+def check_pages(pages: int, ask: int) -> None:
+    """Go to `ask` unless this hart has found all pages of the loop to be there, as its jump cache knows."""
+    loop = LoopPages.at(pages)
+    op_mem(1, 0x8B, RAX, HART, JUMPS)
+    for n in range(loop.count):
+        key = loop.page[n].key
+        entry = (key >> 1 & JUMP_ENTRIES - 1) * JumpEntry.sizeof()
+        load_constant(RCX, key)
+        op_mem(1, 0x3B, RCX, RAX, entry)
+        aim(jump_if(NOT_EQUAL), ask)
+        load_constant(RCX, loop.function)
+        op_mem(1, 0x3B, RCX, RAX, entry + 8)
+        aim(jump_if(NOT_EQUAL), ask)
+
+
+@native
+def enter_loop(function: int, index: int, pages: int, ppc: int, version: int, vpc: int) -> None:
+    """A block that goes to the loop's function; it takes the place of the block of this pc, in which it is a jump.
+
+    pages: the record of the loop's pages if it has several, else 0.
+    """
+    align_code()
+    ask = here()
+    admitted = 0
+    if pages:
+        admitted = ask_or_stay(pages, ppc, vpc, version)
+        align_code()
     start = here()
     rings = check_alarm()
+    if pages:
+        check_pages(pages, ask)
+        aim(admitted, here())
     not_passed(0x89)
     op_mem(1, 0xC7, 0, HART, ENTRY_FIELD)
     word32(index)
@@ -108,7 +155,7 @@ def enter_loop(function: int, index: int, ppc: int, vpc: int, version: int) -> N
 
 
 @native
-def leave_loop(kind: int, not_run: int, ppc: int, vpc: int, version: int) -> int:
+def leave_loop(kind: int, not_run: int, ppc: int, version: int, vpc: int) -> int:
     """Code that a loop's function leaves by (smp/loopcode.py:Exit); gives where it begins."""
     a = cursor()
     start = here()
@@ -170,9 +217,9 @@ def replace(old: int, start: int) -> None:
 
 
 @native
-def finish_install(ppc: int, vpc: int, function: int) -> None:
+def finish_install(vpc: int, function: int) -> None:
     """Record the loop, and let the others translate again."""
-    record_loop(ppc, vpc, function)
+    record_loop(vpc, function)
     t = CodeTable.at(CODE_TABLE)
     t.used = t.asm.out - CODE
     spin_unlock(ref(t.lock))

@@ -2,19 +2,32 @@
 
 import ctypes
 import functools
+import itertools
 import os
 import time
 from typing import Any, NoReturn
 
 from llvmlite import binding as llvm
 
-from mem.machine import machine
 from mem.regions import HOT
+from smp.hart import JUMP_ENTRIES
 from smp.hot import HotBlock, HotBlocks, take_request
 from smp.loopcode import HostCode, LoopCode, compile_loop, is_known
-from smp.loopfinder import PAGE, Page, entries, find_loop
-from smp.loopinstall import copy_page, enter_loop, finish_install, leave_loop, leave_rarely, put_code, set_rare
+from smp.loopfinder import Blocks, entries, find_loop
+from smp.loopguard import LoopPages
+from smp.loopinstall import (
+    WAY_ROOM,
+    enter_loop,
+    finish_install,
+    leave_loop,
+    leave_rarely,
+    put_code,
+    put_pages,
+    set_rare,
+)
+from smp.looppages import PAGE, Program, find_page, page_of
 from smp.process import depend_on
+from smp.translate import BLOCK_ROOM
 from smp.x86 import aim
 
 
@@ -32,56 +45,67 @@ class Optimizer:
 
     def __init__(self) -> None:
         self.target = position_independent_target()
-        self.done: set[tuple[int, int, int]] = set()  # all blocks of the loops made: ppc, vpc, version
+        self.done: set[tuple[int, int, int]] = set()  # all instructions of the loops made: ppc, version, vpc
+        self.keys = 0  # of loops of several pages: where the next one's are looked for
 
     def take_requests(self) -> None:
         hot, request = HotBlocks.at(HOT), HotBlock.ctype()
         while take_request(ctypes.addressof(request)):
-            wanted = request.ppc, request.vpc, request.version
+            wanted = request.ppc, request.version, request.vpc
             began = time.monotonic_ns()
             if wanted not in self.done:
-                hot.loops += self.optimize(*wanted)
+                hot.loops += self.optimize(*wanted, request.satp)
             hot.compile_ns += time.monotonic_ns() - began
 
-    def optimize(self, ppc: int, vpc: int, version: int) -> bool:
+    def optimize(self, ppc: int, version: int, vpc: int, satp: int) -> bool:
         """Compile and install the loop that holds this pc; whether there was one."""
-        page = page_of(ppc & ~(PAGE - 1), vpc & ~(PAGE - 1), version)
-        blocks = find_loop(page, vpc) if page else {}
+        page = page_of(ppc & ~(PAGE - 1), vpc & ~(PAGE - 1), version, is_known)
+        if not page:
+            return False
+        program = Program(page, functools.partial(find_page, satp, is_known))
+        blocks = find_loop(program, vpc)
         if not blocks:
             return False
         starts = entries(blocks, vpc)
         code = compile_loop(LoopCode(blocks, starts), self.target)
-        if not code or not install(code, starts, ppc, vpc, version):
+        if not code or not install(code, starts, program, self.pages(program, blocks)):
             return False
-        self.done |= {(ppc - vpc + i.pc, i.pc, version) for block in blocks.values() for i in block.instructions}
+        own = [block for block in blocks.values() if not block.place.calls]
+        self.done |= {(*program.address(i.pc), i.pc) for block in own for i in block.instructions}
         return True
 
+    def pages(self, program: Program, blocks: Blocks) -> Any:
+        """The record of the pages of a loop: keys that are entries of jump caches which none of its pcs has."""
+        pcs = {i.pc for block in blocks.values() for i in block.instructions}
+        record, taken = LoopPages.ctype(), {pc >> 1 & JUMP_ENTRIES - 1 for pc in pcs}
+        bases = sorted({pc & -PAGE for pc in pcs})
+        record.count = len(bases)
+        for place, base in zip(record.page, bases, strict=False):
+            self.keys = next(n for n in itertools.count(self.keys + 1) if n & JUMP_ENTRIES - 1 not in taken)
+            taken.add(self.keys & JUMP_ENTRIES - 1)
+            page = program.pages[base]
+            place.key = base | (self.keys & JUMP_ENTRIES - 1) << 1 | 1
+            place.physical, place.version = page.physical, page.version
+        return record
 
-@functools.lru_cache(maxsize=64)
-def page_of(ppc: int, vpc: int, version: int) -> Page | None:
-    """A page of this version; None when it has another by now."""
-    data = ctypes.create_string_buffer(PAGE)
-    if not copy_page(ppc, version, ctypes.addressof(data)):
-        return None
-    return Page(data.raw, vpc, machine().extensions, is_known)
 
-
-def install(code: HostCode, starts: list[int], ppc: int, vpc: int, version: int) -> bool:
+def install(code: HostCode, starts: list[int], program: Program, record: Any) -> bool:
     """Put a loop into the cache: its function, the ways out, the blocks that enter it; False when it can't be."""
     source, ways = ctypes.create_string_buffer(code.text), {way for _, way in code.jumps if way} | set(code.rare)
-    address, size = ctypes.addressof(source), len(code.text)
-    function = put_code(address, size, len(starts) + len(ways), ppc & ~(PAGE - 1), version)
+    room = (len(starts) + len(ways) + 1) * WAY_ROOM + (len(starts) * BLOCK_ROOM if record.count > 1 else 0)
+    function = put_code(ctypes.addressof(source), len(code.text), room, ctypes.addressof(record))
     if function == 0:
         return False
-    places = {way: leave_loop(way.kind, way.not_run, ppc - vpc + way.pc, way.pc, version) for way in ways}
+    pages = put_pages(ctypes.addressof(record), function) if record.count > 1 else 0
+    places = {way: leave_loop(way.kind, way.not_run, *program.address(way.pc), way.pc) for way in ways}
     rarely = leave_rarely(len(code.rare))
     for index, way in enumerate(code.rare):
         set_rare(rarely, index, places[way])
     for site, exit in code.jumps:
         aim(function + site, places[exit] if exit else rarely)
     for index, start in enumerate(starts):
-        enter_loop(function, index, ppc - vpc + start, start, version)
-    finish_install(ppc, vpc, function)
+        enter_loop(function, index, pages, *program.address(start), start)
+    finish_install(starts[0], function)
     return True
 
 

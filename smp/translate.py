@@ -39,6 +39,7 @@ from smp.decode import (
     word_at,
 )
 from smp.hart import FP_ALLOWED, FP_LOADED, JUMP_ENTRIES, SINK, Hart
+from smp.loopguard import admit
 from smp.row import Kind
 from smp.template_table import EXTRA, OP, PURE, STEP_TEMPLATE, TEMPLATE, apply_template
 from smp.templates import (
@@ -661,10 +662,11 @@ def prepare_cache(code_bytes: int) -> None:
     load_pinned_fp()
     for n in range(SYSTEM_CALLS):
         a.call_system[n] = make_call(address_of(2 + n))
+    a.call_admit = make_call(address_of(2 + SYSTEM_CALLS))
     t.begin = here()
 
 
-CALLED = (access, step_one, *SYSTEM_CALLED)
+CALLED = (access, step_one, *SYSTEM_CALLED, admit)
 SYSTEM_CALLS = len(SYSTEM_CALLED)
 
 

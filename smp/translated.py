@@ -17,6 +17,7 @@ from smp.codecache import AGAIN, ALARM_CHECK, CodeTable, check_page, lookup, ver
 from smp.csr import counter_allowed, read_time
 from smp.fpformat import DZ, NV, NX, OF, UF
 from smp.hart import ECALL_U, FETCH_ENTRIES, FP_ALLOWED, FS, SUPERVISOR, TSR, USER, Hart
+from smp.hart import MACHINE as MACHINE_MODE
 from smp.hot import note_busy
 from smp.interpreter import run_slot
 from smp.quiesce import empty_cache, free_lock, take_lock
@@ -259,7 +260,8 @@ def note_hart(h: Hart) -> None:
     """The quantum is used up: what runs now is a sample of what is busy."""
     ppc = physical_pc(h)
     if ppc:
-        note_busy(ppc, h.pc, version_of(ppc & PAGE_MASK, h.epoch))
+        satp = 0 if h.privilege == MACHINE_MODE else h.mmu.satp
+        note_busy(ppc, h.pc, version_of(ppc & PAGE_MASK, h.epoch), satp)
     # That was no fetch: when it faults, the hart may take an interrupt first, and never come to this pc.
     h.mmu.cause = NO_FAULT
 

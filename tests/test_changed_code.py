@@ -61,7 +61,7 @@ def test_one_page_at_many_virtual_addresses_is_counted_apart(bare: Bare) -> None
     blocks = [(RAM_BASE, vpc, 1) for vpc in (RAM_BASE, 0x1000, 0x4_0000_0000, 0x4_0020_0000)]
     for _ in range(10):
         for block in blocks:
-            note_busy(*block)
+            note_busy(*block, 0)
     found = {(b.ppc, b.vpc, b.version): b.samples for b in HotBlocks.at(HOT).block if b.samples}
     assert found == dict.fromkeys(blocks, 10)
 
@@ -70,7 +70,7 @@ def test_a_loop_counts_as_code_in_the_cache(bare: Bare) -> None:
     bare.run_here(i("addi", rd=5, rs1=5, imm=1), i("bltu", rs1=5, rs2=6, imm=-4))
     table = CodeTable.at(CODE_TABLE)
     before = table.used
-    assert Optimizer().optimize(RAM_BASE, RAM_BASE, CodePage.at(page_record(RAM_BASE)).version)
+    assert Optimizer().optimize(RAM_BASE, CodePage.at(page_record(RAM_BASE)).version, RAM_BASE, 0)
     assert before < table.used < before + 4096
 
 
@@ -102,8 +102,9 @@ def test_stores_beside_code_make_nothing_anew(harts: int) -> None:
 @pytest.mark.usefixtures("translator")
 def test_what_runs_long_is_optimized() -> None:
     """So that the program does test the optimizer."""
-    loops = re.search(r"(\d+) loops optimized", stats := run(build("hot_loops"), 2, "-bios", "none", *JIT))
-    assert loops and int(loops[1]) >= 2, stats
+    for program in ("hot_loops", "far_loops"):
+        loops = re.search(r"(\d+) loops optimized", stats := run(build(program), 2, "-bios", "none", *JIT))
+        assert loops and int(loops[1]) >= 2, stats
 
 
 # Hart 1 counts in memory, in a loop; hart 0 unmaps the page and has the SBI tell it, three times, then changes a loop.

@@ -70,6 +70,7 @@ PROGRAMS: list[tuple[str, tuple[int, ...], str]] = [
     ("asids", (1, 2, 4), "address_spaces_are_switched_without_a_fence_and_fenced_apart"),
     ("code_beside_data", (1, 2, 4), "stores_beside_code_leave_it_what_it_is"),
     ("hot_loops", (2, 4), "what_others_do_to_a_busy_loop_holds_at_once"),
+    ("far_loops", (1, 2, 4), "a_loop_with_a_function_in_another_page_sees_what_is_there"),
     ("fencei_racing", MANY, "code_rewritten_under_running_harts_is_old_or_new"),
     ("many_blocks", (1, 2, 4), "much_code_runs_on_all_harts_whatever_else_they_do"),
     ("shootdown", MANY, "a_changed_pte_holds_after_ipi_and_sfence_vma"),

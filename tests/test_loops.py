@@ -6,31 +6,26 @@ import struct
 
 import pytest
 from bare import RAM_BASE, Bare, Instruction, encode, i
+from loop_programs import COUNT, DATA, HEAD, optimize, outcome, random_body, write_loop
 
-from mem.machine import machine
 from mem.mailbox import ALARM_STOP, Mailbox, alarm
 from mem.regions import CODE_TABLE, HOT, MAILBOXES
-from smp.codecache import ALARM_CHECK, CodePage, CodeTable, page_record
+from smp.codecache import ALARM_CHECK, CodeTable
 from smp.hot import REQUESTS, SAMPLES, HotBlock, HotBlocks, note_busy, take_request
-from smp.interpreter import run_quantum
 from smp.loopcode import is_known
-from smp.loopfinder import LONGEST, Page, entries, find_loop
-from smp.optimizer import Optimizer
-from smp.row import ROWS, Field, Kind
+from smp.loopfinder import LONGEST, entries, find_loop
+from smp.looppages import Page, Program
 from smp.rows import ALL_EXTENSIONS
 from smp.translate import check_alarm
 from smp.translated import run_translated
 
-DATA = RAM_BASE + 0x10_0000
-HEAD = RAM_BASE + 16
-COUNT, BASES, FREE = 5, (8, 9), (1, 2, 6, 7, 10, 11, 12, 13, 28)
 EBREAK = 3
 
 
 def loop_of(*instructions: Instruction, head: int = RAM_BASE) -> tuple[list[int], list[int]]:
     """Where the loop's instructions and entries are, counted from the first instruction."""
     data = encode(*instructions).ljust(4096, b"\0")
-    blocks = find_loop(Page(data, RAM_BASE, ALL_EXTENSIONS, is_known), head)
+    blocks = find_loop(Program(Page(data, RAM_BASE, ALL_EXTENSIONS, is_known)), head)
     inside = sorted(n.pc - RAM_BASE for block in blocks.values() for n in block.instructions)
     return inside, [pc - RAM_BASE for pc in entries(blocks, head)] if blocks else []
 
@@ -56,7 +51,7 @@ def test_of_a_nest_that_is_too_long_the_inner_loops_are_taken() -> None:
     ret = i("jalr", rd=0, rs1=1, imm=0)
     outer = [*[NOP] * LONGEST, ret, NOP, *inner, i("bne", rs1=6, rs2=0, imm=-4 * (LONGEST + 5))]
     at = 4 * LONGEST
-    assert loop_of(*outer, head=RAM_BASE + at + 12) == ([at, at + 8, at + 12, at + 16], [at + 12, at, at + 8])
+    assert loop_of(*outer, head=RAM_BASE + at + 12) == ([at, at + 8, at + 12, at + 16], [at + 12, at + 8])
 
 
 def test_the_loops_around_belong_to_it() -> None:
@@ -66,7 +61,7 @@ def test_the_loops_around_belong_to_it() -> None:
 
 def test_functions_of_the_page_that_are_called_belong_to_it() -> None:
     call, back, ret = i("jal", rd=1, imm=12), i("bne", rs1=5, rs2=0, imm=-4), i("jalr", rd=0, rs1=1, imm=0)
-    assert loop_of(call, back, NOP, NOP, ret) == ([0, 4, 8, 12, 16], [0, 4])
+    assert loop_of(call, back, NOP, NOP, ret) == ([0, 4, 12, 16], [0])
     assert loop_of(call, back, NOP, NOP, NOP) == ([], [])
 
 
@@ -77,76 +72,12 @@ def test_what_leaves_the_page_or_is_not_known_ends_a_path(leaving: Instruction) 
     assert loop_of(NOP, leaving, back) == ([], [])
 
 
-def optimize(bare: Bare, head: int) -> bool:
-    """Have the loop at `head` compiled, whose page has been translated before."""
-    return Optimizer().optimize(head, head, CodePage.at(page_record(head & ~0xFFF)).version)
-
-
 @pytest.mark.parametrize("deep", [1, 4, 9])
 def test_loops_in_loops_are_compiled(translating: Bare, deep: int) -> None:
     """Many entries and ways out; whatever their number, the code must not need a table."""
     back = [i("bne", rs1=6, rs2=0, imm=4 * (deep - 1 - n) - 4 * (deep + n)) for n in range(deep)]
     translating.run_here(*[NOP] * deep, *back)
     assert optimize(translating, RAM_BASE + 4 * (deep - 1))
-
-
-def random_body(source: random.Random) -> list[Instruction]:
-    """Arithmetic, accesses in and across pages (misaligned ones too), branches over a few instructions."""
-    rows = [r for r in ROWS.values() if is_known(r) and r.bits == 32 and r.kind in (Kind.ALU, Kind.LOAD, Kind.STORE)]
-    body: list[Instruction] = []
-    for _ in range(source.randint(2, 14)):
-        row = source.choice(rows if source.random() < 0.6 else [r for r in rows if r.size])
-        fields = dict.fromkeys(row.fields, 0)
-        for name in fields:
-            if name in ("rd", "rs1", "rs2"):
-                fields[name] = source.choice(FREE)
-        if row.size:
-            fields["rs1"] = source.choice(BASES)
-            fields["imm"] = source.choice((0, 8, 16, -8, 4, 2, 1)) if source.random() < 0.9 else source.randint(-64, 64)
-        elif "imm" in fields:
-            fields["imm"] = random_immediate(source, row.fields["imm"])
-        body.append((row.name, fields))
-    for _ in range(source.randint(0, 2)):
-        at = source.randrange(len(body))
-        name = source.choice(("beq", "bne", "blt", "bge", "bltu", "bgeu"))
-        over = 4 * source.randint(1, len(body) - at + 1)
-        body.insert(at, i(name, rs1=source.choice(FREE), rs2=source.choice((0, *FREE)), imm=over))
-    return body
-
-
-def random_immediate(source: random.Random, field: Field) -> int:
-    value = sum(source.choice((0, 1, (1 << n) - 1, source.getrandbits(n))) << at for _, n, at in field.pieces)
-    top = max(n + at for _, n, at in field.pieces)
-    return value - (1 << top) if field.signed and value >> (top - 1) else value
-
-
-def write_loop(bare: Bare, body: list[Instruction], steps: tuple[int, int]) -> None:
-    """The loop: body, base registers moved on, counted down; an ebreak behind."""
-    ahead = [i("addi", rd=base, rs1=base, imm=step) for base, step in zip(BASES, steps, strict=True)]
-    whole = [*body, *ahead, i("addi", rd=COUNT, rs1=COUNT, imm=-1)]
-    back = i("bne", rs1=COUNT, rs2=0, imm=-4 * len(whole))
-    bare.put(HEAD, *whole, back, i("ebreak"), i("ebreak"))
-
-
-State = tuple[list[int], int, int, int, bytes]
-
-
-def outcome(bare: Bare, interpreted: bool, seed: str, count: int) -> State:
-    """Run the loop from a state that the seed gives: registers, instructions retired, cause, pc, data."""
-    source = random.Random(seed)
-    h = bare.h
-    for number in range(1, 32):
-        h.x[number] = source.choice((source.getrandbits(64), source.getrandbits(8), 0, (1 << 64) - 1))
-    h.x[COUNT], h.x[8], h.x[9] = count, DATA + 4096 + source.choice((0, 8, 4000)), DATA + 8192 + source.choice((0, 4))
-    bare.poke(DATA, source.randbytes(0x8000))
-    h.pc, before, traps = HEAD, h.instret, h.traps
-    machine().log |= 1  # with -d int translated code, too, leaves at each trap
-    while h.traps == traps:
-        if interpreted:
-            run_quantum(h, 500)
-        elif not run_translated(h, 500):
-            run_quantum(h, 1)
-    return list(h.x[:32]), h.instret - before, h.mcause, h.mepc, bare.peek(DATA, 0x8000)
 
 
 def test_loops_do_what_the_interpreter_does(translating: Bare) -> None:
@@ -272,12 +203,12 @@ def test_the_newest_request_is_taken_first_and_a_busy_block_makes_one(translatin
     bare.reset()
     for ppc in (RAM_BASE, RAM_BASE + 2):
         for _ in range(SAMPLES + 1):
-            note_busy(ppc, ppc + 0x1000, 7)
+            note_busy(ppc, ppc + 0x1000, 7, 9)
     assert hot.waiting == 2
     taken = []
     while take_request(ctypes.addressof(request)):
-        taken.append((request.ppc, request.vpc, request.version))
-    assert taken == [(ppc, ppc + 0x1000, 7) for ppc in (RAM_BASE + 2, RAM_BASE)]
+        taken.append((request.ppc, request.vpc, request.version, request.satp))
+    assert taken == [(ppc, ppc + 0x1000, 7, 9) for ppc in (RAM_BASE + 2, RAM_BASE)]
     for _ in range(2 * REQUESTS * SAMPLES):
-        note_busy(RAM_BASE, RAM_BASE, 8)
+        note_busy(RAM_BASE, RAM_BASE, 8, 0)
     assert hot.waiting == 1

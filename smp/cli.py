@@ -1,5 +1,7 @@
 """The `hartbeat` command: options in, exit status out. A user's mistake is one line on stderr and status 2."""
 
+import os
+import signal
 import sys
 
 from smp import options
@@ -14,11 +16,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return start(options.parse(sys.argv[1:] if argv is None else argv))
     except options.Help as text:
-        print(text)
-        return 0
+        return show(str(text))
     except ConfigError as error:
         print(f"hartbeat: {one_line(str(error))}", file=sys.stderr)
         return USER_ERROR
+
+
+def show(text: str) -> int:
+    """Print it; if nobody reads it to its end, the exit status is that of a command which SIGPIPE has ended."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes when Python ends
+        return 128 + signal.SIGPIPE
+    return 0
 
 
 def one_line(text: str) -> str:

@@ -451,8 +451,8 @@ def boot(words: list[str]) -> int:
     command, others = guest_run.split_run(words)
     if command is not None:
         return guest_run.run(command, others, cli.main)
-    if words in (["-h"], ["--help"], ["-help"]):
-        print(guest_run.HELP, flush=True)
+    if words in (["-h"], ["--help"], ["-help"]) and (status := cli.show(guest_run.HELP)):
+        return status
     os.execv(sys.executable, [sys.executable, "-P", "-m", "smp", *boot_options(words)])
 
 

@@ -12,7 +12,7 @@ RUNNING, POWER_OFF, RESET, FAILED = range(4)
 
 @layout
 class Machine(Layout):
-    """One for all; written by the supervisor before the fork but for `ending`, `code` and the log words."""
+    """One for all; written by the supervisor before the fork but for `ending`, `code`, `paused` and `hurry`."""
 
     harts: u32
     ending: u32  # RUNNING, or why the machine ends: the first writer wins
@@ -34,6 +34,8 @@ class Machine(Layout):
     blocks_lost: u32  # 1 when one could not be written
     check: u32  # 1 when the interpreter checks the translator
     optimizer_fd: u32  # eventfd that wakes the optimizer, 0 when there is none
+    paused: u32  # 1 while no hart is to execute anything (mem/pause.py)
+    hurry: u32  # 1 when the user ended the machine: output may be lost if its reader is slow
     one: u64  # 1, what a kick writes
     iothread_fd: list[u32] = many(IO_PROCESSES)  # as io_fd, for the I/O process of this number; that of 0 is unused
     iothread_asleep: list[u32] = many(IO_PROCESSES)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from smp.config import SerialConfig
 from smp.cpu import ConfigError
-from virtio.chardev import Chardev, Output, Stdio, open_file, open_pipe, open_pty
+from virtio.chardev import Chardev, Output, Pty, Stdio, open_file, open_pipe
 from virtio.charsocket import Socket, Target, connect, listen
 
 
@@ -21,18 +21,28 @@ def open_chardev(end: SerialConfig, label: str) -> Chardev:
         "pipe": lambda: open_pipe(end.arg),
         "unix": lambda: open_socket(end),
         "tcp": lambda: open_socket(end),
-        "pty": lambda: open_pty(label),
+        "pty": lambda: Pty(label),
         "fd": lambda: Output(int(end.arg)),
         "null": Chardev,
         "none": Chardev,
     }
     try:
-        return kinds[end.kind]()
+        made = kinds[end.kind]()
     except OSError as error:
         reason = error.strerror or os.strerror(error.errno or 0)
         listens = end.kind not in ("unix", "tcp") or end.get("server") == "on"
         remedy = "choose another place" if listens else "start the other side first, or add reconnect=1, or server=on"
         raise ConfigError(f"-{'chardev' if end.id else 'serial'} {end.kind}:{end.arg}: {reason}; {remedy}") from error
+    made.label, made.filename = label, filename(end, made)
+    return made
+
+
+def filename(end: SerialConfig, made: Chardev) -> str:
+    """Where it leads to, for a monitor."""
+    if isinstance(made, Pty):
+        return f"pty:{made.name}"
+    listens = ",server=on" if end.get("server") == "on" else ""
+    return f"{end.kind}:{end.arg}{listens}" if end.arg else end.kind
 
 
 def open_socket(end: SerialConfig) -> Chardev:

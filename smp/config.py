@@ -23,6 +23,8 @@ SOCKET_PATH = 107  # unix(7): sun_path less its NUL
 BUILT_IN_SBI = "default"
 NO_FIRMWARE = "none"
 
+MONITORED = ("unix", "tcp", "stdio", "pty", "pipe")  # kinds of host ends that a client can be at
+
 NET_DEVICE = "virtio-net-device"
 VHOST_USER = "vhost-user"  # a netdev, and with what its back-end does a device
 FS_DEVICE = "vhost-user-fs-device"
@@ -155,6 +157,8 @@ class MachineConfig:
     serials: tuple[SerialConfig, ...] = (SerialConfig(),)
     chardevs: tuple[SerialConfig, ...] = ()
     monitors: tuple[str, ...] = ()  # ids of chardevs whose mux is asked for a monitor
+    qmps: tuple[SerialConfig, ...] = ()  # host ends of -qmp, and of kind chardev of -mon mode=control
+    paused: bool = False  # when it starts
     escape: int = 1  # the character of the terminal's commands
     nographic: bool = False
     reboot: bool = True
@@ -174,7 +178,13 @@ class MachineConfig:
 
     def uart(self) -> SerialConfig:
         """The host's end of the UART."""
-        end = self.serials[0] if self.serials else SerialConfig("none")
+        return self._end(self.serials[0] if self.serials else SerialConfig("none"))
+
+    def monitor_ends(self) -> list[SerialConfig]:
+        """The host's ends at which QMP is spoken."""
+        return [self._end(end) for end in self.qmps]
+
+    def _end(self, end: SerialConfig) -> SerialConfig:
         return next(other for other in self.chardevs if other.id == end.arg) if end.kind == "chardev" else end
 
     def wants_blocks(self) -> str:
@@ -194,9 +204,11 @@ class MachineConfig:
     def block_devices(self) -> list[tuple[DriveConfig, DeviceConfig]]:
         """Every disk with its device, in the order of their slots: drives with if=virtio come first."""
         by_id = {drive.id: drive for drive in self.drives if drive.id}
-        own = [(drive, DeviceConfig("virtio-blk-device")) for drive in self.drives if drive.interface == "virtio"]
+        own = [drive for drive in self.drives if drive.interface == "virtio"]
         named = [dev for dev in self.devices if dev.driver == "virtio-blk-device"]
-        return own + [(by_id[device.get("drive")], device) for device in named]
+        own = [replace(drive, id=drive.id or f"virtio{number}") for number, drive in enumerate(own)]
+        made = [(drive, DeviceConfig("virtio-blk-device", (("drive", drive.id),))) for drive in own]
+        return made + [(by_id[device.get("drive")], device) for device in named]
 
 
 def check(config: MachineConfig) -> None:
@@ -211,6 +223,7 @@ def check(config: MachineConfig) -> None:
     _check_shares(config)
     _check_tags(config)
     _check_consoles(config)
+    _check_monitors(config)
     _check_networks(config)
     _check_rngs(config)
     _check_balloons(config)
@@ -398,9 +411,10 @@ def _check_unique(what: str, names: list[str]) -> None:
 
 
 def _check_consoles(config: MachineConfig) -> None:
-    ends = [end for end in (*config.serials, *config.chardevs) if end.kind.endswith("stdio")]
+    ends = [end for end in (*config.serials, *config.chardevs, *config.qmps) if end.kind.endswith("stdio")]
     if len(ends) > 1:
-        raise ConfigError(f"-chardev stdio,id={ends[1].id}: the terminal is in use already; give -serial none too")
+        option = f"-chardev stdio,id={ends[1].id}" if ends[1].id else "-qmp stdio"
+        raise ConfigError(f"{option}: the terminal is in use already; give -serial none too")
     ids = [chardev.id for chardev in config.chardevs]
     _check_unique("-chardev id", ids)
     for bus, ports in buses(config.devices):
@@ -419,23 +433,32 @@ def _check_consoles(config: MachineConfig) -> None:
                 f"{user},chardev={name}: no such chardev{near(name, ids)} "
                 f"(add -chardev {kind},id={name} or another kind)"
             )
-    for serial in config.serials:
-        if serial.kind == "chardev":
-            if serial.arg not in ids:
-                raise ConfigError(f"-serial chardev:{serial.arg}: no such chardev{near(serial.arg, ids)}")
-            wanted.append(("-serial", serial.arg))
-    for name in config.monitors:
-        if not any(end.id == name and end.kind == "mon:stdio" for end in config.chardevs):
-            raise ConfigError(f"-mon chardev={name}: there is no such -chardev stdio,mux=on; leave -mon out")
-    _check_unique("-device, -netdev or -serial, chardev", [name for _, name in wanted])
+    for option, end in [("-serial", end) for end in config.serials] + [("-qmp or -mon", end) for end in config.qmps]:
+        if end.kind == "chardev":
+            if end.arg not in ids:
+                raise ConfigError(f"{option} chardev:{end.arg}: no such chardev{near(end.arg, ids)}")
+            wanted.append((option, end.arg))
+    _check_unique("-device, -netdev, -serial, -qmp or -mon, chardev", [name for _, name in wanted])
     users_of = {name: user for user, name in wanted}
-    for end in (*config.serials, *config.chardevs):
+    for end in (*config.serials, *config.chardevs, *config.qmps):
         if end.id and end.id not in users_of:
             raise ConfigError(f"-chardev id={end.id}: no device uses it; add -device virtconsole,chardev={end.id}")
         if VHOST_USER in users_of.get(end.id, ""):
             _check_backend(end, users_of[end.id])
         else:
-            _check_end("-chardev" if end.id else "-serial", end)
+            _check_end("-chardev" if end.id else "-qmp" if end in config.qmps else "-serial", end)
+
+
+def _check_monitors(config: MachineConfig) -> None:
+    for end in config.monitor_ends():
+        if end.kind not in MONITORED:
+            where = f"-chardev id={end.id}" if end.id else f"-qmp {end.kind}"
+            raise ConfigError(f"{where}: a monitor can't be at {end.kind}; use {', '.join(MONITORED)}")
+    if config.paused and not config.qmps:
+        raise ConfigError("-S: nobody could let the machine go on; add -qmp unix:PATH,server=on,wait=off")
+    for name in config.monitors:
+        if not any(end.id == name and end.kind == "mon:stdio" for end in config.chardevs):
+            raise ConfigError(f"-mon chardev={name}: there is no such -chardev stdio,mux=on; leave -mon out")
 
 
 def _check_backend(end: SerialConfig, user: str) -> None:

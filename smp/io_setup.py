@@ -57,12 +57,13 @@ def io_config(config: MachineConfig) -> IoConfig:
     serial = open_chardev(config.uart(), "serial0")
     slots = place(made)
     io = IoConfig({slot: device for slot, (_, device) in slots.items()}, serial, others)
+    io.given = {slot: given for slot, (given, _) in slots.items()}
     io.sandbox = config.sandbox
     io.descriptors = opened.lately() | inherited(config)
     for host in io.all_hosts():
         if isinstance(host, Stdio):
             host.escape = config.escape
-    assign(io, config, {slot: given for slot, (given, _) in slots.items()})
+    assign(io, config, io.given)
     return io
 
 

@@ -12,7 +12,16 @@ from smp import options
 from smp.config import check
 from smp.cpu import ConfigError
 from smp.io_setup import io_config
-from virtio.balloon import F_DEFLATE_ON_OOM, F_PAGE_REPORTING, F_STATS_VQ, MOST_PAGES, PAGE, Balloon, runs
+from virtio.balloon import (
+    F_DEFLATE_ON_OOM,
+    F_PAGE_POISON,
+    F_PAGE_REPORTING,
+    F_STATS_VQ,
+    MOST_PAGES,
+    PAGE,
+    Balloon,
+    runs,
+)
 from virtio.features import VERSION_1
 from virtio.queue import Ram
 
@@ -80,14 +89,14 @@ def test_a_request_of_too_many_pages_costs_a_reset(ram: Ram) -> None:
 
 def test_the_driver_says_how_many_there_are_and_a_reset_forgets(ram: Ram) -> None:
     rig = start(ram)
-    rig.device.resize(3 << 20)
+    rig.device.demand(3 << 20)
     assert rig.interrupts() & 2
     assert rig.read(0x100) == 768
     rig.write(0x104, 5)
-    assert unpack("<II", rig.device.config()) == (768, 5)
+    assert unpack("<II", rig.device.config()[:8]) == (768, 5)
     rig.write(0x100, 99)
     rig.write(0x104, 9, 1)
-    assert unpack("<II", rig.device.config()) == (768, 5)
+    assert unpack("<II", rig.device.config()[:8]) == (768, 5)
     rig.write(0x070, 0)
     assert rig.device.actual == 0
 
@@ -140,7 +149,7 @@ def test_options() -> None:
     check(config)
     (device,) = io_config(config).devices.values()
     assert isinstance(device, Balloon) and device.wanted == 16384
-    assert device.features == F_STATS_VQ | F_DEFLATE_ON_OOM | F_PAGE_REPORTING
+    assert device.features == F_STATS_VQ | F_DEFLATE_ON_OOM | F_PAGE_POISON | F_PAGE_REPORTING
     for wrong in ("size=128M", "size=x", "deflate-on-oom=yes", "free-page-hint=on"):
         with pytest.raises(ConfigError, match=wrong.split("=")[0]):
             check(options.parse(["-kernel", __file__, "-device", f"virtio-balloon-pci,{wrong}"]))

@@ -13,7 +13,7 @@ from struct import unpack_from
 import pytest
 from fake_driver import Rig, machine_memory
 
-from virtio.chardev import IN, INPUT_LIMIT, OUTPUT_LIMIT, Chardev, FdChardev, Stdio, open_file, open_pipe, open_pty
+from virtio.chardev import IN, INPUT_LIMIT, OUTPUT_LIMIT, Chardev, FdChardev, Pty, Stdio, open_file, open_pipe
 from virtio.charsocket import Socket, connect, listen
 from virtio.console import Console, Port
 from virtio.queue import Ram
@@ -339,7 +339,7 @@ def test_unix_keeps_its_client_for_the_next_io_process(tmp_path: Path) -> None:
 
 
 def test_pty_prints_its_name_and_drops_what_nobody_reads(capsys: pytest.CaptureFixture[str]) -> None:
-    host = open_pty("serial0")
+    host = Pty("serial0")
     name = capsys.readouterr().err.split()[4]
     slave = os.open(name, os.O_RDWR | os.O_NOCTTY)
     host.write(b"hello")

@@ -6,6 +6,7 @@ import pty
 import random
 import select
 import signal
+import socket
 import termios
 import time
 from collections.abc import Iterator
@@ -24,8 +25,9 @@ from virtio.blk import OK, Block, Kind
 from virtio.chardev import Stdio
 from virtio.device import Device
 from virtio.features import EVENT_IDX, RING_PACKED, VERSION_1
+from virtio.host import Host
 from virtio.image import Image
-from virtio.process import IoConfig, Polling
+from virtio.process import IoConfig, IoProcess, Polling
 from virtio.queue import Ram
 from virtio.rng import Rng
 
@@ -284,3 +286,44 @@ def test_spinning_follows_the_gaps_between_requests() -> None:
     qemus = Polling(32768, shrink=0, now=32768)
     qemus.learn(40_000)
     assert qemus.now == 0
+
+
+class Reconnecting(Host):
+    """Closes its socket when it ends, and at once has another one, of the same number."""
+
+    def __init__(self, links: list[socket.socket], keep: bool) -> None:
+        self.links, self.got = links, b""
+        self.link = links.pop(0)
+        self.number = self.link.fileno()
+        self.kept = os.dup(self.number) if keep else -1  # as by another process that was forked
+
+    def interest(self) -> dict[int, int]:
+        return {self.link.fileno(): select.EPOLLIN}
+
+    def ready(self, fd: int, events: int) -> None:
+        self.got += self.link.recv(10)
+        self.let_go(self.link.fileno())
+        self.link.close()
+        os.dup2(self.links[0].fileno(), self.number)
+        self.links.pop(0).close()
+        self.link = socket.socket(fileno=self.number)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_number_that_is_another_descriptors_is_watched_anew(ram: Ram, keep: bool) -> None:
+    pairs = [socket.socketpair() for _ in range(3)]
+    host = Reconnecting([ours for ours, _ in pairs], keep)
+    process = IoProcess(IoConfig(others=[host]))
+    for number, (_, theirs) in enumerate(pairs):
+        process.look(0)
+        theirs.send(b"%d" % number)
+        if number < 2:
+            process.look(1)
+            assert host.got == b"012"[: number + 1]
+    process.epoll.close()
+    Host.let_go = staticmethod(lambda fd: None)
+    host.link.close()
+    for _, theirs in pairs:
+        theirs.close()
+    if keep:
+        os.close(host.kept)

@@ -50,6 +50,7 @@ class Block(Device):
 
     kind = 2
     name = "blk"
+    orders = ("resize", "size")
 
     def __init__(
         self,
@@ -90,6 +91,10 @@ class Block(Device):
         super().stop()
         self.held = {}
         self.writeback = self.initial_writeback
+        sectors = -(-self.image.measure() // SECTOR)
+        if sectors != self.sectors:  # a monitor has changed it in the last life of the machine
+            self.sectors = sectors
+            self.config_changed()
 
     def handle(self, index: int) -> None:
         if (now := time.monotonic()) > self.measured + MEASURE_S:
@@ -114,6 +119,16 @@ class Block(Device):
         if sectors > self.sectors:
             self.sectors = sectors
             self.config_changed()
+
+    def resize(self, size: int) -> None:
+        """Make the image larger or smaller, in bytes, and show the driver.  OSError if that can't be."""
+        self.image.resize(size)
+        self.sectors = -(-size // SECTOR)
+        self.config_changed()
+
+    def size(self, _: None = None) -> int:
+        """Bytes that the driver sees."""
+        return self.sectors * SECTOR
 
     def _admitted(self, index: int) -> Iterator[Request]:
         """The requests that the limits let through now; the next one waits, and all that come after it."""

@@ -32,6 +32,9 @@ C-a C-a  send C-a\r
 class Chardev(Host):
     """The end that leads nowhere, and the base of the others."""
 
+    label = ""  # its name, and where it leads to, for a monitor
+    filename = "null"
+
     def __init__(self) -> None:
         self.input, self.output = bytearray(), bytearray()
 
@@ -275,12 +278,19 @@ def open_plain(path: str, flags: int) -> int:
     return fd
 
 
-def open_pty(label: str) -> Chardev:
+class Pty(FdChardev):
     """A new pseudo-terminal, whose name is printed.  Our own open end keeps it alive while nobody else has it."""
-    master, slave = os.openpty()
-    tty.setraw(slave)
-    os.set_blocking(master, False)
-    print(f"char device redirected to {os.ttyname(slave)} (label {label})", file=sys.stderr, flush=True)
-    made = FdChardev(master, master, lossy=True)
-    made.slave = slave  # type: ignore[attr-defined]
-    return made
+
+    def __init__(self, label: str) -> None:
+        master, self.slave = os.openpty()
+        super().__init__(master, master, lossy=True)
+        self.name = os.ttyname(self.slave)
+        tty.setraw(self.slave)
+        os.set_blocking(master, False)
+        print(f"char device redirected to {self.name} (label {label})", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        super().close()
+        if self.slave >= 0:
+            os.close(self.slave)
+        self.slave = -1

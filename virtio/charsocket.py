@@ -42,7 +42,6 @@ class Socket(FdChardev):
             self.stop()
 
     def start(self) -> None:
-        # The timer comes before any socket: the number of one that failed would be its own, and known to epoll.
         if self.target and self.retry and self.timer < 0:
             self.timer = ctypes.CDLL(None).timerfd_create(CLOCK_MONOTONIC, TFD_FLAGS)
         with contextlib.suppress(BlockingIOError):
@@ -106,6 +105,7 @@ class Socket(FdChardev):
 
     def _hang_up(self) -> None:
         if self.source >= 0:
+            self.let_go(self.source)
             os.close(self.source)
         self.source = self.sink = -1
         self.output.clear()
@@ -131,6 +131,7 @@ class Socket(FdChardev):
     def _answered(self, link: socket.socket, error: int = 0) -> None:
         self.dialling = None
         if error or link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.let_go(link.fileno())
             link.close()
             self._dial_later()
         else:

@@ -159,6 +159,8 @@ class Console(Device):
         super().stop()
         self.messages.clear()
         for port in self.ports.values():
+            if port.is_open and not port.is_console:
+                self.tell(f"port {port.host.label}", False)
             port.forget()
 
     # Control messages
@@ -200,6 +202,8 @@ class Console(Device):
         elif port and event == Event.PORT_READY and value:
             self._introduce(number, port)
         elif port and event == Event.PORT_OPEN:
+            if port.is_open != bool(value):
+                self.tell(f"port {port.host.label}", bool(value))
             port.is_open = bool(value)
             if port.is_open:
                 port.receive(self.queues[_receive_queue(number)])

@@ -1,7 +1,7 @@
 """What a virtio back-end is: it knows its queues and its configuration, and nothing of the transport."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from virtio.features import EVENT_IDX, INDIRECT_DESC, RING_RESET
 from virtio.host import Host
@@ -28,6 +28,8 @@ class Device:
     host: Host | None = None  # what the event loop watches for it
     descriptors: frozenset[int] = frozenset()  # those that it came with, as far as they are known
     config_changed: Callable[[], None] = staticmethod(lambda: None)
+    orders: ClassVar[tuple[str, ...]] = ()  # methods of one argument that a monitor may call (virtio/orders.py)
+    tell: Callable[[str, Any], None] = staticmethod(lambda what, value: None)  # of a change that a monitor is to know
 
     def hosts(self) -> list[Host]:
         """Everything that the event loop watches for it."""

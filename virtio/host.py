@@ -1,5 +1,7 @@
 """What the event loop watches for a device: the host's end of a console or a network card."""
 
+from collections.abc import Callable
+
 from virtio.needs import Needs
 
 
@@ -11,6 +13,8 @@ class Host:
     """
 
     impatient = False  # what its descriptors tell must not wait while the process spins
+    # To be called before a descriptor of `interest` is closed: another one may have its number at once.
+    let_go: Callable[[int], None] = staticmethod(lambda fd: None)
 
     def start(self) -> None:
         """The I/O process takes over."""

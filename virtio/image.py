@@ -48,6 +48,12 @@ class Image:
         """Its size now: somebody on the host may have made it larger."""
         return os.lseek(self.fd, 0, os.SEEK_END)
 
+    def resize(self, size: int) -> None:
+        """Make it larger, with zeroes at its end, or smaller."""
+        if self.readonly:
+            raise OSError("the image is read-only")
+        os.ftruncate(self.fd, size)
+
     def read(self, parts: list[memoryview], offset: int) -> None:
         """Fill the parts; what lies past the end of the file reads as zeroes."""
         while parts:
@@ -109,6 +115,9 @@ class Overlay(Image):
     def measure(self) -> int:
         """What has been copied on a write fits the size of the beginning."""
         return self.size
+
+    def resize(self, size: int) -> None:
+        raise OSError("an image with snapshot=on keeps its size")
 
     def _runs(self, parts: list[memoryview], offset: int) -> None:
         """Read run by run from where the clusters are."""

@@ -68,6 +68,7 @@ class Transport:
         self.unsignalled: list[Queue] = []
         for queue in self.queues:
             queue.unsignalled = self.unsignalled
+        self.status = 0
         device.config_changed = self.config_changed
         device.stop()
         self._clear()
@@ -152,6 +153,13 @@ class Transport:
         """Whether the driver is ready and the device is sound."""
         return self.status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK
 
+    def order(self, what: str, value: Any) -> Any:
+        """Have the device do what somebody on the host asks for, who is told of its errors."""
+        try:
+            return getattr(self.device, what)(value)
+        finally:
+            self._signal()
+
     def _guarded(self, function: Callable[..., Any], *args: Any) -> Any:
         try:
             return function(*args)
@@ -159,8 +167,11 @@ class Transport:
             self._fail(error)
             return None
         finally:
-            while self.unsignalled:
-                self.unsignalled.pop().signal()
+            self._signal()
+
+    def _signal(self) -> None:
+        while self.unsignalled:
+            self.unsignalled.pop().signal()
 
     def _fail(self, error: Exception) -> None:
         what = str(error) if isinstance(error, QueueError) else f"{type(error).__name__}: {error}{origin(error)}"

@@ -73,6 +73,7 @@ class Net(Device):
 
     kind = 1
     name = "net"
+    orders = ("set_link",)
     host: Netdev
 
     def __init__(
@@ -89,6 +90,7 @@ class Net(Device):
         if not self.features & F_CTRL_VQ:
             self.features &= ~CONTROL
         self.queue_sizes = sizes * self.pairs + (CONTROL_SIZE,) * bool(self.features & F_CTRL_VQ)
+        self.is_down = False  # a monitor has pulled the plug
         self.status = S_LINK_UP * host.is_up
         self.state = [Pair() for _ in range(self.pairs)]
         self.filter = ReceiveFilter(mac)
@@ -141,9 +143,14 @@ class Net(Device):
                 did |= self._transmit(number)
         return self._watch_link() or did  # last, for the other side's end is found when it is read from
 
+    def set_link(self, is_up: bool) -> None:
+        """Plug the cable in or out: while it is out, frames are lost both ways."""
+        self.is_down = not is_up
+        self._watch_link()
+
     def _watch_link(self) -> bool:
         """Tell the driver when the carrier comes or goes, and ask it to make itself known when it has come."""
-        if self.host.is_up == bool(self.status & S_LINK_UP):
+        if (self.host.is_up and not self.is_down) == bool(self.status & S_LINK_UP):
             return False
         self.status ^= S_LINK_UP
         if self.status & S_LINK_UP and self.negotiated & F_GUEST_ANNOUNCE:
@@ -161,7 +168,7 @@ class Net(Device):
             pair.is_busy = False
             return False
         frames = [frame for item in batch for frame in item.frames]
-        taken = self.host.send(number, frames) if frames else 0
+        taken = len(frames) if self.is_down or not frames else self.host.send(number, frames)
         done = 0
         while done < len(batch) and taken >= len(batch[done].frames):
             taken -= len(batch[done].frames)
@@ -219,7 +226,7 @@ class Net(Device):
 
     def _wants(self, frame: Frame) -> bool:
         """Whether the driver is to have it."""
-        if not self.filter.accepts(bytes(frame.parts[0][:6])):
+        if self.is_down or not self.filter.accepts(bytes(frame.parts[0][:6])):
             return False
         if self.negotiated & F_MTU and frame.header[1] == 0:
             return frame.size() <= self.mtu + ETHERNET + 4  # a VLAN tag is not part of the MTU

@@ -140,6 +140,7 @@ class Stream(Netdev):
     def _lost(self, why: str) -> None:
         print(f"\rhartbeat: netdev {self.name}: {why}", file=sys.stderr, flush=True)
         if self.link:
+            self.let_go(self.link.fileno())
             self.link.close()
             self.link = None
         self._forget()

@@ -36,6 +36,7 @@ from virtio.device import Device
 from virtio.host import Host
 from virtio.mmio import Transport, clear_windows
 from virtio.needs import Needs, together
+from virtio.orders import Orders
 from virtio.queue import Queue, Ram
 from virtio.ring import Ring
 from virtio.serial import TX_HEAD, TX_TAIL, Serial
@@ -76,6 +77,7 @@ class IoConfig:
 
     others: host ends that belong to no device; they and the UART are the main process's, number 0.
     polling: of each process, by number; owners: the process of a slot, where it is not the main one.
+    given: what was asked for in each slot (smp/config.py:DeviceConfig); orders: of each process, if there is a monitor.
     descriptors: those that belong to no one device; surplus: those that an I/O process about to start closes.
     last_words: seconds that output may take when the guest has ended the machine.
     Make it in the supervisor and call `prepare` before anything is forked.
@@ -86,12 +88,14 @@ class IoConfig:
     others: list[Host] = field(default_factory=list)
     polling: list[Polling] = field(default_factory=lambda: [Polling()])
     owners: dict[int, int] = field(default_factory=dict)
+    orders: list[Orders] = field(default_factory=list)
     last_words: float = HURRY
     sandbox: bool = True
     descriptors: frozenset[int] = frozenset()
     surplus: set[int] = field(default_factory=set)
     supervisor: int = field(default_factory=os.getpid)
     transports: dict[int, Transport] = field(default_factory=dict)
+    given: dict[int, Any] = field(default_factory=dict)
     ram_fd: int = -1  # of guest RAM, for devices that give it to other processes
 
     def prepare(self) -> None:
@@ -111,11 +115,13 @@ class IoConfig:
     def hosts(self, number: int) -> list[Host]:
         """The host ends that the process of this number looks after."""
         hosts = [host for each in self.of(number).values() for host in each.device.hosts()]
+        hosts += self.orders[number : number + 1]
         return hosts if number else [self.serial, *hosts, *self.others]
 
     def keeps(self, number: int) -> set[int]:
         """The descriptors that the process of this number serves its devices with."""
-        return set(self.descriptors).union(*(each.device.descriptors for each in self.of(number).values()))
+        links = {each.link.fileno() for each in self.orders[number : number + 1]}
+        return links.union(self.descriptors, *(each.device.descriptors for each in self.of(number).values()))
 
     def needs(self, number: int) -> Needs:
         """What the process of this number opens or connects to later."""
@@ -187,6 +193,8 @@ class IoProcess:
         self.serial = None if number else Serial(io.serial)
         self.hosts, self.others = io.hosts(number), [] if number else io.others
         self.transports = io.of(number)
+        for orders in io.orders[number : number + 1]:
+            orders.serve(self.transports)
         self.with_host = [t for t in self.transports.values() if t.device.hosts()]
         self.impatient = any(host.impatient for host in self.hosts)
         self.kicks = machine().iothread_fd[number] if number else machine().io_fd
@@ -196,6 +204,7 @@ class IoProcess:
         self.watched: dict[int, int] = {}
         self.owners: dict[int, Host] = {}
         self.unpollable: set[int] = set()
+        Host.let_go = staticmethod(self.let_go)  # one loop a process
         self.polled: list[tuple[Transport, int, Queue, Ring]] = []
         self.watches: Any = (ctypes.c_uint64 * POLLED)()  # addresses of the rings in `polled`
         self.watches_at = ctypes.addressof(self.watches)
@@ -331,7 +340,7 @@ class IoProcess:
         for fd, events in self.epoll.poll(0 if always else timeout) + always:
             if fd == self.kicks:
                 os.read(fd, 8)
-            elif fd in self.owners:
+            elif fd in self.watched:
                 self.owners[fd].ready(fd, events)
 
     def _watch(self) -> None:
@@ -343,12 +352,21 @@ class IoProcess:
         if wanted == self.watched:
             return
         for fd in self.watched.keys() - wanted.keys():
-            self.unpollable.discard(fd)
-            with contextlib.suppress(OSError):  # closed meanwhile
-                self.epoll.unregister(fd)
+            self.let_go(fd)
         for fd, events in wanted.items():
             self._register(fd, events)
         self.watched = wanted
+
+    def let_go(self, fd: int) -> None:
+        """A host is about to close a descriptor.
+
+        It has to go while it is open: where another process has it too, epoll would keep it under a number that may
+        soon be another descriptor's.  And that one must not be taken for what was watched before.
+        """
+        self.unpollable.discard(fd)
+        if self.watched.pop(fd, None) is not None:
+            with contextlib.suppress(OSError):
+                self.epoll.unregister(fd)
 
     def _register(self, fd: int, events: int) -> None:
         if fd in self.unpollable or self.watched.get(fd) == events:
@@ -363,13 +381,12 @@ class IoProcess:
 
     def quit(self) -> None:
         """The user has had enough."""
-        self.io.last_words = HURRY
-        end_machine(POWER_OFF, 0)
+        hurry_end()
 
     def finish(self) -> None:
         """The machine has ended: what the guest has sent still goes out."""
-        deadline = time.monotonic() + self.io.last_words
-        while time.monotonic() < deadline:
+        began = time.monotonic()
+        while time.monotonic() < began + (HURRY if machine().hurry else self.io.last_words):
             if self.serial:
                 self.serial.drain()
             for host in self.hosts:
@@ -389,6 +406,12 @@ class IoProcess:
         for host in self.hosts:
             if isinstance(host, Stdio):
                 host.enter_raw()
+
+
+def hurry_end() -> None:
+    """The user ends the machine: what has no reader soon is lost."""
+    machine().hurry = 1
+    end_machine(POWER_OFF, 0)
 
 
 def _bits(mask: int) -> list[int]:

@@ -139,9 +139,9 @@ class Backend(Host):
         _ring(self.calls[index])  # whoever served the ring before may have died before it called
 
     def _lost(self, why: str) -> None:
-        """The descriptor stays open until the event loop has let go of it."""
         if self.session is None:
             return
+        self.let_go(self.session.link.fileno())
         self.session.close()
         self.session = None
         self._say(f"{why}; waiting for it to come back")
@@ -251,6 +251,7 @@ class VhostBlock(VhostUser):
 
     kind = 2
     name = "vhost-user-blk"
+    orders = ("size",)
     CONFIG_BYTES = 60  # up to what came with WRITE_ZEROES
     NUM_QUEUES, WRITEBACK = 34, 32  # offsets
 
@@ -265,6 +266,10 @@ class VhostBlock(VhostUser):
 
     def config(self) -> bytes:
         return self.bytes
+
+    def size(self, _: None = None) -> int:
+        """Bytes that the driver sees: the configuration begins with the number of sectors."""
+        return int.from_bytes(self.bytes[:8], "little") * 512
 
     def configure(self, offset: int, data: bytes) -> None:
         if offset == self.WRITEBACK and len(data) == 1:

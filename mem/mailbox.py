@@ -29,6 +29,7 @@ ALARM_WATCH = 16  # drop write translations: a page became watched (mem/reservat
 ALARM_START = 32  # hart_start of SBI's HSM
 ALARM_SERVE = 64  # somebody waits for `served`
 ALARM_CODE = 128  # be out of translated code: it is about to be emptied (smp/quiesce.py)
+ALARM_PAUSE = 256  # `paused` of the machine changed (mem/pause.py)
 
 RUNNING, SLEEPING, STOPPED = range(3)
 

@@ -6,6 +6,7 @@ from mem.mailbox import (
     ALARM_CODE,
     ALARM_FENCE_I,
     ALARM_INTERRUPT,
+    ALARM_PAUSE,
     ALARM_SERVE,
     ALARM_STOP,
     ALARM_TLB,
@@ -94,5 +95,8 @@ def heed(h: Hart) -> None:
         h.stop = 1
     if bits & ALARM_INTERRUPT:
         fetch_and32(ref(box.alarm), ~ALARM_INTERRUPT)
+    if bits & ALARM_PAUSE:
+        fetch_and32(ref(box.alarm), ~ALARM_PAUSE)
+        h.paused = aload32(ref(Machine.at(MACHINE).paused))  # after the bit: a later change rings again
     leave_code(h)
     answer(h)

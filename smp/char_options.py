@@ -22,8 +22,8 @@ KINDS: dict[str, tuple[str, ...]] = {
 SWITCHES = ("signal", "mux", "append", "server", "wait", "nodelay", "ipv4", "ipv6", "telnet", "websocket")
 # Kinds of QEMU's that are not there, and what to use instead.
 INSTEAD = {
-    "ringbuf": "nobody could read it, for there is no monitor; use file",
-    "memory": "nobody could read it, for there is no monitor; use file",
+    "ringbuf": "nobody could read it, for monitors have no such command; use file",
+    "memory": "nobody could read it, for monitors have no such command; use file",
     "udp": "use socket, which is TCP",
     "vc": "there is no display; use pty",
     "serial": "give file,path=DEVICE,input-path=DEVICE",
@@ -85,37 +85,46 @@ def _socket(option: str, text: str, file: str, given: dict[str, str]) -> tuple[s
 
 
 def read_serial(text: str) -> dict[str, Any]:
-    kind, colon, rest = text.partition(":")
-    if text in ("stdio", "mon:stdio", "pty", "null", "none"):
-        end = SerialConfig(text)
-    elif colon and kind in ("file", "pipe"):
-        end = SerialConfig(kind, str(path(f"-serial {kind}:", rest)))
-    elif colon and kind == "fd":
-        end = SerialConfig("fd", str(number("-serial fd", rest)))
-    elif colon and kind == "chardev" and rest:
-        end = SerialConfig("chardev", rest)
-    elif colon and kind in ("unix", "tcp"):
-        end = _read_serial_socket(text, kind, rest)
-    else:
-        raise ConfigError(f"-serial {text}: not available; use {', '.join(SERIALS)}")
+    end = _read_end("-serial", text)
     return {"serials": () if end.kind == "none" else (end,)}
 
 
-def _read_serial_socket(text: str, kind: str, rest: str) -> SerialConfig:
+def read_qmp(text: str) -> dict[str, Any]:
+    end = _read_end("-qmp", text)
+    return {"qmps": () if end.kind == "none" else (end,)}
+
+
+def _read_end(option: str, text: str) -> SerialConfig:
+    """The host's end of a character device in the words of -serial."""
+    kind, colon, rest = text.partition(":")
+    if text in ("stdio", "mon:stdio", "pty", "null", "none"):
+        return SerialConfig(text)
+    if colon and kind in ("file", "pipe"):
+        return SerialConfig(kind, str(path(f"{option} {kind}:", rest)))
+    if colon and kind == "fd":
+        return SerialConfig("fd", str(number(f"{option} fd", rest)))
+    if colon and kind == "chardev" and rest:
+        return SerialConfig("chardev", rest)
+    if colon and kind in ("unix", "tcp"):
+        return _read_socket(option, text, kind, rest)
+    raise ConfigError(f"{option} {text}: not available; use {', '.join(SERIALS)}")
+
+
+def _read_socket(option: str, text: str, kind: str, rest: str) -> SerialConfig:
     place, *more = rest.split(",")
-    given = pairs("-serial", ",".join(["socket", *more]), "backend", ("backend", *OF_SOCKET))
+    given = pairs(option, ",".join(["socket", *more]), "backend", ("backend", *OF_SOCKET))
     del given["backend"]
     if kind == "unix":
-        given["path"] = str(path("-serial unix:", place))
+        given["path"] = str(path(f"{option} unix:", place))
     else:
         given["host"], colon, given["port"] = place.rpartition(":")
         if not colon or not given["port"]:
-            raise ConfigError(f"-serial {text}: write tcp:HOST:PORT, or tcp::PORT")
-    return host_end("-serial", text, "socket", given)
+            raise ConfigError(f"{option} {text}: write tcp:HOST:PORT, or tcp::PORT")
+    return host_end(option, text, "socket", given)
 
 
 def free_terminal(fields: dict[str, Any]) -> None:
     """As in QEMU the UART has the terminal by itself only where nobody else has been given it."""
-    taken = any(end.kind.endswith("stdio") for end in fields.get("chardevs", ()))
+    taken = any(end.kind.endswith("stdio") for end in (*fields.get("chardevs", ()), *fields.get("qmps", ())))
     if taken and not fields.get("nographic"):
         fields.setdefault("serials", ())

@@ -17,6 +17,7 @@ MODULES = (
     "smp.translate",
     "smp.loopinstall",
     "mem.clock",
+    "mem.pause",
     "mem.clint",
     "mem.plic",
     "mem.uart",

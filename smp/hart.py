@@ -85,6 +85,7 @@ class Hart(Layout):
     stop: u32  # the machine ends
     stopped: u32  # SBI: waits for hart_start
     suspended: u32  # SBI: resumes at the mailbox's start_pc
+    paused: u32  # a monitor has stopped the machine
     fflags: u64
     frm: u64
     mxcsr: u32  # the host's while translated code runs: frm's rounding mode, exceptions not in fflags yet

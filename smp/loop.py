@@ -32,6 +32,13 @@ def wait_for_start(h: Hart) -> None:
 
 
 @native
+def wait_while_paused(h: Hart) -> None:
+    """Sleep until the alarm rings.  The bits that stay set would keep it from that; they are looked at afterwards."""
+    fetch_and32(ref(mailbox(h.id).alarm), ~ALARM_START)
+    sleep(h.id, LONGEST_SLEEP)
+
+
+@native
 def wait_for_interrupt(h: Hart) -> None:
     """After wfi: sleep until an enabled interrupt is pending, whether or not it can be taken."""
     if pending(h) & h.mie:
@@ -103,6 +110,9 @@ def run_hart(h: Hart) -> int:
         heed(h)
         if h.stop:
             return STOPPED
+        if h.paused:
+            wait_while_paused(h)
+            continue
         if h.stopped:
             wait_for_start(h)
             continue

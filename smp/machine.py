@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from typing import Any
 
 import multiprocess
@@ -21,6 +20,7 @@ from smp import engine
 from smp.blocktext import PERIOD, BlockText
 from smp.boot import check_engine, write_hart, write_machine, write_ram
 from smp.config import MachineConfig
+from smp.control import Control
 from smp.cpu import ConfigError
 from smp.devicetree import plan_boot
 from smp.io_setup import io_config
@@ -51,13 +51,17 @@ def run_machine(config: MachineConfig) -> int:
     io = io_config(config)
     if config.sandbox:
         say_unsafe()
+    control: Control | None = None
     try:
+        control = Control(config, io)
         while True:
-            run = Run(config, io, log_fd)
+            run = Run(config, io, control, log_fd)
             why, status = run.go()
             if why != RESET or not config.reboot:
                 return status
     finally:
+        if control:
+            control.close()
         io.close()
         if log_fd != 2:
             os.close(log_fd)
@@ -110,6 +114,7 @@ class Run:
 
     config: MachineConfig
     io: IoConfig
+    control: Control
     log_fd: int
     regions: Regions | None = None
     blocks: BlockText | None = None
@@ -167,6 +172,7 @@ class Run:
         self.io.supervisor, self.io.last_words = os.getpid(), LAST_WORDS
         self.io.ram_fd = self.regions.ram_fd
         self.io.prepare()
+        self.control.open(self.harts, self.io_processes)
 
     def start(self) -> None:
         """Fork the processes.  What exists by now is shared with them copy-on-write; the collector keeps off it."""
@@ -182,20 +188,22 @@ class Run:
             self.io_processes.append(context.Process(target=run_io, args=(self.io, number), name=name))
             self.io_processes[-1].start()
         for number in range(self.config.harts):
-            args = (number, os.getpid(), self.log_fd)
+            args = (number, os.getpid(), self.log_fd, self.control.descriptors())
             hart = context.Process(target=run_hart_process, args=args, name=f"hart {number}")
             hart.start()
             self.harts.append(hart)
         if self.config.engine == "jit":
-            self.optimizer = context.Process(target=run_optimizer, args=(os.getpid(), self.fds[2]), name="optimizer")
+            what = (os.getpid(), self.fds[2], self.control.descriptors())
+            self.optimizer = context.Process(target=run_optimizer, args=what, name="optimizer")
             self.optimizer.start()
+        self.control.forked()
         if self.blocks and self.config.perfmap:
             self.blocks.open_maps([os.getpid(), *(hart.pid for hart in self.harts)])
 
     def surplus(self, number: int) -> set[int]:
         """The descriptors that an I/O process does not need, before it is forked."""
         if self.config.backends or not self.config.sandbox:
-            return set()  # what the caller's own devices have open is not known
+            return self.control.descriptors(number)  # what the caller's own devices have open is not known
         return open_descriptors() - self.io.keeps(number) - {0, 1, 2, self.log_fd, self.io.ram_fd, *self.fds}
 
     def watch(self) -> tuple[int, int]:
@@ -203,16 +211,18 @@ class Run:
         m = machine()
         everyone = self.everyone()
         while not m.ending:
-            ready = wait([self.fds[0], *(p.sentinel for p in everyone)], PERIOD if self.blocks else None)
+            fds = [self.fds[0], *(p.sentinel for p in everyone)]
+            ready = self.control.wait(fds, PERIOD if self.blocks else None)
             if self.blocks:
                 self.blocks.some()
             dead = next((p for p in everyone if p.sentinel in ready and not p.is_alive()), None)
             if dead is not None and not m.ending:
                 return self.fail(f"{dead.name} {describe(dead.exitcode)}; the machine is stopped")
         why, code = m.ending, m.code
+        self.control.ended(why, "host-signal" if self.killed_by else "")
         if not self.join(self.harts, PATIENCE):
             return self.fail("a hart did not stop")
-        if not self.join(self.io_processes, LAST_WORDS + PATIENCE) and not self.killed_by:
+        if not self.join(self.io_processes, LAST_WORDS + PATIENCE) and not self.in_haste():
             return self.fail("an I/O process did not stop")
         if self.config.stats:
             print_stats(self.config, time.monotonic() - self.started)
@@ -220,6 +230,8 @@ class Run:
 
     def fail(self, text: str) -> tuple[int, int]:
         """The machine ends because something of ours broke."""
+        if not machine().ending:
+            self.control.ended(FAILED, "host-error")
         end_machine(FAILED, 1)
         self.stop_all()
         self.io.close()
@@ -227,14 +239,18 @@ class Run:
         return FAILED, 1
 
     def join(self, processes: list[Any], seconds: float) -> bool:
-        """Wait for processes to exit; whether all did in time.  After a signal there is less of it."""
+        """Wait for processes to exit; whether all did in time.  When the user has ended the machine there is less."""
         began = time.monotonic()
         while alive := [p for p in processes if p.is_alive()]:
-            left = began + (min(seconds, HURRY) if self.killed_by else seconds) - time.monotonic()
+            left = began + (min(seconds, HURRY) if self.in_haste() else seconds) - time.monotonic()
             if left <= 0:
                 return False
-            wait([p.sentinel for p in alive], min(left, 0.1))
+            self.control.wait([p.sentinel for p in alive], min(left, 0.1))
         return True
+
+    def in_haste(self) -> bool:
+        """Whether it is the user who has ended the machine."""
+        return bool(self.killed_by or machine().hurry)
 
     def everyone(self) -> list[Any]:
         """All processes that were started."""
@@ -252,6 +268,7 @@ class Run:
     def close(self) -> None:
         """Leave nothing: processes, descriptors, mappings."""
         self.stop_all()
+        self.control.closed()
         for process in self.everyone():
             process.close()
         for fd in self.fds:

@@ -29,11 +29,13 @@ from smp.looppages import PAGE, Program, find_page, page_of
 from smp.process import depend_on
 from smp.translate import BLOCK_ROOM
 from smp.x86 import aim
+from virtio.sandbox import close_all
 
 
-def run_optimizer(supervisor: int, fd: int) -> NoReturn:
+def run_optimizer(supervisor: int, fd: int, surplus: set[int]) -> NoReturn:
     """The main function of the forked process: `fd` is the eventfd that requests come by.  Runs until it is killed."""
     depend_on(supervisor)
+    close_all(surplus)
     optimizer = Optimizer()
     while True:
         os.read(fd, 8)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smp import cpu
-from smp.char_options import free_terminal, read_chardev, read_serial
+from smp.char_options import free_terminal, read_chardev, read_qmp, read_serial
 from smp.config import (
     BUILT_IN_SBI,
     NET_DEVICE,
@@ -28,9 +28,8 @@ from smp.option_text import Help, escape, number, one_of, pairs, path, size, spl
 from smp.qemu_options import absent, find_firmware, read_accel, read_echr, read_mon
 from smp.serial_ports import check_port
 from smp.share_options import read_fsdev, read_share, read_virtfs
+from smp.version import VERSION
 from smp.virtio_options import COMMON, OF_DRIVER, OF_PCI, USERS, Property, canonical, check_property, properties
-
-VERSION = "0.1.0"
 
 Fields = dict[str, Any]
 
@@ -352,7 +351,12 @@ OPTIONS: tuple[Option, ...] = (
     Option(("nographic",), "", "the UART is on the terminal, as it is without this option", flag(nographic=True)),
     Option(("nodefaults",), "", "no UART on the terminal unless -serial asks for it", flag(nodefaults=True)),
     Option(("display",), "none", "there is no display", absent("-display", "display")),
-    Option(("mon",), "chardev=ID", "there is no monitor, as Ctrl-A c on a -chardev with mux=on says", read_mon, True),
+    Option(("qmp",), "unix:PATH,server=on,wait=off|tcp:HOST:PORT[,...]|stdio|chardev:ID|...",
+           "a monitor for programs, which speaks QMP at what -serial takes: it stops, resets and ends the machine, and "
+           "changes its devices", read_qmp, True),
+    Option(("mon",), "chardev=ID,mode=control", "the same at a -chardev; of mode readline there is no monitor, as "
+           "Ctrl-A c on a -chardev with mux=on says", read_mon, True),
+    Option(("S",), "", "do not let the machine begin before a monitor says cont", flag(paused=True)),
     Option(("echr",), "CODE", "the character of the terminal's commands instead of Ctrl-A (1)", read_echr),
     Option(("vga",), "none", "there is no graphics card", absent("-vga", "graphics card")),
     Option(("monitor",), "none", "there is no monitor", absent("-monitor", "monitor")),

@@ -13,6 +13,7 @@ from smp.check_report import report
 from smp.code import DECODED_BYTES
 from smp.hart import INTERRUPT, STOPPED, Hart, hart_record
 from smp.loop import run_hart
+from virtio.sandbox import close_all
 
 PR_SET_PDEATHSIG = 1
 EXCEPTIONS = {0: "misaligned fetch", 1: "fetch access fault", 2: "illegal instruction", 3: "breakpoint",
@@ -33,9 +34,10 @@ def depend_on(supervisor: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def run_hart_process(number: int, supervisor: int, log_fd: int) -> NoReturn:
+def run_hart_process(number: int, supervisor: int, log_fd: int, surplus: set[int]) -> NoReturn:
     """The main function of a forked hart: runs until the machine ends, then exits with status 0."""
     depend_on(supervisor)
+    close_all(surplus)
     map_fixed(DECODED, DECODED_BYTES)
     if machine().check:
         prepare_check()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from smp.config import SerialConfig
 from smp.cpu import ConfigError
 from smp.option_text import number, one_of, pairs, path, size
 
@@ -44,9 +45,11 @@ def read_echr(text: str) -> dict[str, Any]:
 
 def read_mon(text: str) -> dict[str, Any]:
     given = pairs("-mon", text, "chardev", ("chardev", "mode", "id"))
-    one_of("-mon mode=", given.get("mode", "readline"), ("readline",))
+    mode = one_of("-mon mode=", given.get("mode", "readline"), ("readline", "control"))
     if not given.get("chardev"):
         raise ConfigError(f"-mon {text}: needs chardev=ID")
+    if mode == "control":
+        return {"qmps": (SerialConfig("chardev", given["chardev"]),)}
     return {"monitors": (given["chardev"],)}
 
 

@@ -1,0 +1,3 @@
+"""Which Hartbeat this is."""
+
+VERSION = "0.1.0"

@@ -300,3 +300,33 @@ def test_the_command_ends_with_status_2(arguments):
     )
     assert run.returncode == 2 and run.stdout == ""
     assert run.stderr.startswith("hartbeat: ") and run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["-h", "-version"])
+def test_help_that_nobody_reads_ends_quietly(option: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "smp", option], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert done.returncode == 128 + 13 and done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "-S",
+            "-qmp file:x",
+            "-qmp null",
+            "-qmp udp:x",
+            "-qmp chardev:none",
+            "-qmp unix:",
+            "-qmp unix:disk.img,server=on",
+        ),
+        *("-qmp stdio -serial stdio", "-mon chardev=a,mode=control", "-mon chardev=a,mode=both"),
+    ],
+)
+def test_monitors_that_can_not_be(place, capsys, line: str) -> None:
+    assert cli.main(["-kernel", "kernel", *line.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("hartbeat: -") and error.count("\n") == 1

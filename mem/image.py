@@ -280,17 +280,22 @@ def plan(
     mode: str,
     initrd: bytes,
     tree: Callable[[tuple[int, int] | None], bytes],
+    loaded: Sequence[Segment] = (),
 ) -> Boot:
     """Put the pieces of a boot together.
 
     `mode` is what the first program runs in; `tree` makes the device tree blob, given the initrd's start and
-    end, and its size must not depend on them.
+    end, and its size must not depend on them. `loaded` is what else goes into RAM, at fixed addresses.
     """
     programs = [program for program in (firmware, kernel) if program]
     used = [segment for program in programs for segment in program.segments]
-    check_segments(used)
+    check_segments([*used, *loaded])
     if firmware and kernel:
         _check_apart(firmware, kernel)
+    for segment in loaded:
+        if other := overlapping(segment, used):
+            raise ImageError(f"{segment.what}: at {segment.address:#x} overlaps {other.what}; choose another address")
+        used.append(segment)
     kernel_start = kernel.segments[0].address if kernel else RAM_BASE
     places = place(ram, used, kernel_start, len(initrd), len(tree((0, 0) if initrd else None)))
     span = (places.initrd, places.initrd + len(initrd)) if initrd else None
@@ -302,7 +307,7 @@ def plan(
         segments.append(_segment("fw_dynamic info", places.info, fw_dynamic_info(entry)))
     return Boot(
         segments=tuple(segments),
-        pc=programs[0].entry if programs else 0,
+        pc=programs[0].entry if programs else RAM_BASE,
         mode=mode,
         dtb=places.dtb,
         info=places.info if firmware else 0,

@@ -12,7 +12,7 @@ from mem.memmap import RAM_BASE
 from mem.regions import HART_STRIDE, HARTS, MAILBOXES, Regions
 from mem.tlb import NO_FAULT, Mmu
 from smp.config import MachineConfig
-from smp.cpu import EXT_C, EXT_SVPBMT, ConfigError
+from smp.cpu import EXT_C, EXT_SVADU, EXT_SVPBMT, ConfigError
 from smp.hart import DECODED_PAGES, MACHINE, NEVER, SUPERVISOR, Hart, hart_record
 from smp.host import untranslatable
 from smp.sbi import STARTED, STOPPED
@@ -21,7 +21,7 @@ from smp.trap import STCE, update_view
 
 LOG_BITS = {"int": LOG_INT, "exec": LOG_EXEC, "guest_errors": LOG_GUEST_ERRORS, "unimp": LOG_UNIMP}
 A0, A1, A2 = 10, 11, 12
-PBMTE, ENVCFG_CACHE = 1 << 62, 0xF0
+ADUE, PBMTE, ENVCFG_CACHE = 1 << 61, 1 << 62, 0xF0
 # What M-mode delegates under the built-in SBI: everything but calls from S-mode, which the SBI answers.
 DELEGATED = 0xB1FF
 SUPERVISOR_INTERRUPTS = 0x222
@@ -79,6 +79,8 @@ def write_hart(config: MachineConfig, boot: Boot, number: int) -> None:
     for page in range(DECODED_PAGES):
         h.page_ppn[page] = NEVER
     h.privilege = MACHINE
+    # No manual says what a reset gives; kernels with an M-mode of their own (xv6) count on QEMU's: A and D are set.
+    h.mmu.menvcfg = ADUE if config.cpu.mask & EXT_SVADU else 0
     h.step = "exec" in config.log
     if boot.mode == "S":
         hand_over(config, h, Mailbox.at(box), first=number == 0)

@@ -13,7 +13,9 @@ from mem.memmap import MAX_HARTS, RAM_MAX, RAM_MIN, VIRTIO_SLOTS
 from mem.regions import CODE_BYTES, IO_PROCESSES, PAGE
 from smp.cpu import ConfigError, CpuConfig, near, parse_cpu
 from smp.host import default_engine
+from smp.loader_options import LoaderConfig
 from smp.option_text import size
+from smp.ram_options import BackendConfig, check_ram
 from smp.serial_ports import BUS, PORTS, buses, offered_ports
 
 MOUNT_TAG = 31  # bytes of a shared folder's name, as in QEMU
@@ -59,11 +61,14 @@ class SerialConfig:
 
 @dataclass(frozen=True)
 class DriveConfig:
-    """A -drive. Interface 'virtio' makes it a virtio-blk device, with 'none' a -device names its id."""
+    """A -drive. Interface 'virtio' makes it a virtio-blk device, with 'none' a -device names its id.
+
+    With '' it is 'none' if a -device does, as in QEMU before 8, and otherwise 'virtio'.
+    """
 
     file: Path
     id: str = ""
-    interface: str = "virtio"
+    interface: str = ""
     readonly: bool = False
     snapshot: bool = False
     format: str = "raw"
@@ -149,6 +154,10 @@ class MachineConfig:
     netdevs: tuple[NetdevConfig, ...] = ()
     nics: tuple[tuple[NetdevConfig, DeviceConfig], ...] = ()
     objects: tuple[DeviceConfig, ...] = ()
+    loaders: tuple[LoaderConfig, ...] = ()
+    ram_backends: tuple[BackendConfig, ...] = ()
+    ram_users: tuple[tuple[str, str], ...] = ()  # options that name one of them
+    nodes: tuple[str, ...] = ()  # -numa
     rngs: tuple[str, ...] = ()  # ids of -object rng-random and rng-builtin
     iothreads: tuple[IothreadConfig, ...] = ()
     spread: int = 0  # more I/O processes, to which devices go in turn
@@ -204,8 +213,9 @@ class MachineConfig:
     def block_devices(self) -> list[tuple[DriveConfig, DeviceConfig]]:
         """Every disk with its device, in the order of their slots: drives with if=virtio come first."""
         by_id = {drive.id: drive for drive in self.drives if drive.id}
-        own = [drive for drive in self.drives if drive.interface == "virtio"]
         named = [dev for dev in self.devices if dev.driver == "virtio-blk-device"]
+        wanted = {device.get("drive") for device in named}
+        own = [d for d in self.drives if d.interface == "virtio" or (not d.interface and d.id not in wanted)]
         own = [replace(drive, id=drive.id or f"virtio{number}") for number, drive in enumerate(own)]
         made = [(drive, DeviceConfig("virtio-blk-device", (("drive", drive.id),))) for drive in own]
         return made + [(by_id[device.get("drive")], device) for device in named]
@@ -214,6 +224,7 @@ class MachineConfig:
 def check(config: MachineConfig) -> None:
     """Raise `ConfigError` for what can't be started: limits, missing files, names that lead nowhere."""
     _check_sizes(config)
+    check_ram(config)
     _check_boot(config)
     for drive in config.drives:
         _check_drive(drive, config.snapshot or drive.snapshot)
@@ -275,11 +286,14 @@ def _check_boot(config: MachineConfig) -> None:
             raise ConfigError(f"-initrd {config.initrd}: needs a kernel; add -kernel FILE")
         if config.append:
             raise ConfigError(f"-append {config.append!r}: needs a kernel; add -kernel FILE")
-        if not isinstance(config.bios, Path) and config.dumpdtb is None:
+        loaded = config.loaders and config.bios == NO_FIRMWARE
+        if not isinstance(config.bios, Path) and config.dumpdtb is None and not loaded:
             raise ConfigError("nothing to start: give -kernel FILE (or -bios FILE)")
     for option in ("kernel", "initrd", "bios", "dtb"):
         if isinstance(path := getattr(config, option), Path):
             check_input(f"-{option}", path)
+    for loader in config.loaders:
+        check_input("-device loader,file", loader.file)
     if config.dumpdtb is not None:
         _check_output("-machine dumpdtb", config.dumpdtb)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from mem import fdt, image, memmap
 from mem.fdt import EMPTY, Node, strings, u32, u64
 from mem.memmap import Region
-from smp import cpu
+from smp import cpu, loader_options
 from smp.config import BUILT_IN_SBI, NO_FIRMWARE, MachineConfig
 
 # Interrupts of a hart: mcause/scause codes, which riscv,cpu-intc uses as its numbers.
@@ -173,4 +173,5 @@ def plan_boot(config: MachineConfig, *, sswi: bool = False) -> image.Boot:
             raise image.ImageError(f"-dtb {config.dtb}: {error}; make one with dtc") from error
 
     mode = "S" if config.bios == BUILT_IN_SBI else "M"
-    return image.plan(config.ram, firmware, kernel, mode, initrd, tree)
+    loaded = [segment for loader in config.loaders for segment in loader_options.load(loader, config.ram)]
+    return image.plan(config.ram, firmware, kernel, mode, initrd, tree, loaded)

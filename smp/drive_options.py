@@ -9,7 +9,13 @@ from smp.option_text import one_of, pairs, path, switch
 
 FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "parallels", "bochs", "cloop", "dmg", "luks")
 
-
+# How QEMU gets at the file, which no guest sees: here it is through the host's cache, as with writeback.
+HOST_ONLY = {
+    "cache": ("writeback", "none", "unsafe"),
+    "aio": ("threads", "native", "io_uring"),
+    "discard": ("unmap", "on"),
+    "media": ("disk",),
+}
 THROTTLING = "throttling."
 LIMITS = tuple(
     f"{unit}-{way}{more}" for unit in ("iops", "bps") for way in ("total", "read", "write") for more in ("", "-max")
@@ -35,11 +41,14 @@ def _limits(text: str, given: dict[str, str]) -> tuple[tuple[str, int], ...]:
 
 
 def read_drive(text: str) -> dict[str, Any]:
-    known = ("file", "format", "if", "id", "readonly", "snapshot")
+    known = ("file", "format", "if", "id", "readonly", "snapshot", *HOST_ONLY)
     given = pairs("-drive", text, "file", (*known, *(THROTTLING + name for name in LIMITS)))
     if "file" not in given:
         raise ConfigError(f"-drive {text}: needs file=FILE")
-    interface = one_of("-drive if=", given.get("if", "virtio"), ("virtio", "none"))
+    interface = one_of("-drive if=", given["if"], ("virtio", "none")) if "if" in given else ""
+    for name, values in HOST_ONLY.items():
+        if name in given:
+            one_of(f"-drive {name}=", given[name], values)
     drive = DriveConfig(
         file=path("-drive file", given["file"]),
         id=given.get("id", ""),

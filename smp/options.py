@@ -22,10 +22,24 @@ from smp.config import (
 )
 from smp.cpu import ConfigError, near
 from smp.drive_options import read_drive
+from smp.global_options import check_drivers, read_global, with_globals
 from smp.host import default_engine_text
+from smp.loader_options import LOADER, is_loader, read_loader
 from smp.net_options import CARD, check_card, read_net, read_netdev, read_nic, read_object
 from smp.option_text import Help, escape, number, one_of, pairs, path, size, split_commas, switch
-from smp.qemu_options import absent, find_firmware, read_accel, read_echr, read_mon
+from smp.qemu_options import (
+    AS_IT_IS,
+    REFUSED,
+    absent,
+    check_machine,
+    find_firmware,
+    read_accel,
+    read_echr,
+    read_mon,
+    read_name,
+    read_rtc,
+)
+from smp.ram_options import BACKENDS, is_backend, read_backend, read_numa
 from smp.serial_ports import check_port
 from smp.share_options import read_fsdev, read_share, read_virtfs
 from smp.version import VERSION
@@ -100,8 +114,9 @@ NUMBERS_OF_MACHINE = {"iothreads": "spread", "poll-max-ns": "poll_max_ns"}
 
 def read_machine(text: str) -> Fields:
     if text == "help":
-        raise Help("Machines:\n  virt   QEMU's RISC-V virt board (default)")
-    given = pairs("-machine", text, "type", ("type", "dumpdtb", "dtb-randomness", "accel", *NUMBERS_OF_MACHINE))
+        raise Help("Supported machines are:\nvirt                 QEMU's RISC-V virt board (default)")
+    own = ("type", "dumpdtb", "dtb-randomness", "accel", "memory-backend", *NUMBERS_OF_MACHINE)
+    given = pairs("-machine", text, "type", (*own, *AS_IT_IS))
     one_of("-machine", given.get("type", "virt"), ("virt",))
     fields: Fields = {}
     if "dumpdtb" in given:
@@ -110,6 +125,10 @@ def read_machine(text: str) -> Fields:
         fields["dtb_randomness"] = switch("-machine", "dtb-randomness", given["dtb-randomness"])
     if "accel" in given:
         read_accel(given["accel"])
+    if "memory-backend" in given:
+        fields["ram_users"] = (("-machine memory-backend", given["memory-backend"]),)
+    for name in given.keys() & AS_IT_IS.keys():
+        check_machine(name, given[name])
     for key, name in NUMBERS_OF_MACHINE.items():
         if key in given:
             fields[name] = number(f"-machine {key}", given[key])
@@ -159,6 +178,8 @@ def read_device(text: str) -> Fields:
         raise Help("\n".join(_device_help()))
     items = split_commas(text)
     asked = items[0].removeprefix("driver=")
+    if is_loader(text):
+        return read_loader(text)
     if asked.startswith(USERS):
         return read_users_device(text, asked, items)
     driver, on_pci = canonical(asked, tuple(DEVICES))
@@ -166,6 +187,8 @@ def read_device(text: str) -> Fields:
         hint = near(driver, DEVICES) or f"; there are {', '.join(DEVICES)}"
         raise ConfigError(f"-device {driver}: no such device{hint}")
     mmio = asked == driver
+    if items[1:] == ["help"]:
+        raise Help("\n".join(_driver_help(driver, mmio)))
     given = pairs("-device", text, "driver", ("driver", *DEVICES[driver], *properties(driver, mmio)))
     del given["driver"]
     for name, value in given.items():
@@ -200,10 +223,20 @@ def _device_help() -> Iterator[str]:
         yield f"  {driver}"
         yield from (f"    {name:14} {about}" for name, about in own.items())
         yield from _property_help(OF_DRIVER.get(driver, {}))
+    yield f"  {LOADER}"
+    yield "    file           what is put into RAM at first: an ELF file, or bytes"
+    yield "    addr           where bytes go, like 0x80200000"
+    yield "    force-raw      ELF files are bytes, too (default off)"
     yield f"  {USERS}MODULE.CLASS   a device of your own (docs/BACKENDS.md); its properties are what the class takes"
     for title, table in (("all virtio devices", COMMON), ("a device written without -device", OF_PCI)):
         yield f"  {title}"
         yield from _property_help(table)
+
+
+def _driver_help(driver: str, mmio: bool) -> Iterator[str]:
+    yield f"{driver} options:"
+    yield from (f"    {name:14} {about}" for name, about in DEVICES[driver].items())
+    yield from _property_help(properties(driver, mmio))
 
 
 def _property_help(table: dict[str, Property]) -> Iterator[str]:
@@ -236,7 +269,7 @@ def read_engine(text: str) -> Fields:
 
 
 def read_version(_: str) -> Fields:
-    raise Help(f"hartbeat {VERSION}, default engine {default_engine_text()}")
+    raise Help(f"hartbeat version {VERSION}, default engine {default_engine_text()}")
 
 
 def read_help(_: str) -> Fields:
@@ -248,7 +281,14 @@ def each(name: str, read: Callable[[str], tuple[Any, ...]]) -> Callable[[str], F
     return lambda text: {name: read(text)}
 
 
+OBJECTS = ("filter-dump", "iothread", "rng-random", "rng-builtin", *BACKENDS)
+
+
 def read_any_object(text: str) -> Fields:
+    if text == "help":
+        raise Help("\n".join(("Objects:", *OBJECTS)))
+    if is_backend(text):
+        return read_backend(text)
     if split_commas(text)[0].removeprefix("qom-type=") == "iothread":
         return {"iothreads": (read_iothread(text),)}
     if split_commas(text)[0].removeprefix("qom-type=") in ("rng-random", "rng-builtin"):
@@ -331,11 +371,13 @@ OPTIONS: tuple[Option, ...] = (
     Option(("nic",), "none|user|tap|...[,model=virtio][,mac=ADDRESS][,PROPERTY=VALUE...]",
            "a -netdev and its card", each("nics", read_nic), True),
     Option(("net",), "none", "no network, as it is without this option", read_net),
-    Option(("object",), "filter-dump|iothread|rng-random|rng-builtin,id=ID[,PROPERTY=VALUE...]",
+    Option(("numa",), "node[,memdev=ID]", "one node, which has all harts and all RAM", read_numa, True),
+    Option(("object",), "filter-dump|iothread|rng-random|rng-builtin|memory-backend-memfd,id=ID[,PROPERTY=VALUE...]",
            "filter-dump,netdev=ID,file=FILE[,maxlen=BYTES][,queue=all|rx|tx] writes what passes a netdev to a file, "
            "as tcpdump does; iothread[,poll-max-ns=N] is an I/O process of its own for the devices that name it, "
            "which spins for up to N ns before it sleeps (default 200000, 0: never); rng-random and rng-builtin are "
-           "the host's random bytes, which a virtio-rng has without them too",
+           "the host's random bytes, which a virtio-rng has without them too; memory-backend-memfd,size=SIZE is RAM as "
+           "it is",
            read_any_object, True),
     Option(("chardev",), "stdio|pty|null|file|pipe|socket|fd,id=ID[,PROPERTY=VALUE...]",
            "the host's end of a port, or the socket of a vhost-user back-end: stdio[,signal=off][,mux=on] "
@@ -358,6 +400,11 @@ OPTIONS: tuple[Option, ...] = (
            "Ctrl-A c on a -chardev with mux=on says", read_mon, True),
     Option(("S",), "", "do not let the machine begin before a monitor says cont", flag(paused=True)),
     Option(("echr",), "CODE", "the character of the terminal's commands instead of Ctrl-A (1)", read_echr),
+    Option(("global",), "DRIVER.PROPERTY=VALUE", "a property of every -device DRIVER that does not give it; and "
+           "virtio-mmio.force-legacy=false, as it is", read_global, True),
+    Option(("name",), "NAME", "accepted, for QEMU's command lines", read_name),
+    Option(("no-user-config",), "", "no file of options is read but a --config's, as without this option", flag()),
+    Option(("rtc",), "base=utc[,clock=host]", "the clock is the host's, as without this option", read_rtc),
     Option(("vga",), "none", "there is no graphics card", absent("-vga", "graphics card")),
     Option(("monitor",), "none", "there is no monitor", absent("-monitor", "monitor")),
     Option(("parallel",), "none", "there is no parallel port", absent("-parallel", "parallel port")),
@@ -405,11 +452,13 @@ Given = tuple[Option, str]
 def parse(arguments: list[str]) -> MachineConfig:
     """The machine that a command line asks for. `ConfigError`, or `Help` if there is something to print."""
     given = list(_from_arguments(arguments))
+    files = [path("--config", text) for option, text in given if option.names[0] == "config"]
+    sources = [*(list(_from_file(file)) for file in files), given]
+    everywhere = [text for source in sources for option, text in source if option.names[0] == "global"]
+    check_drivers(everywhere, tuple(DEVICES))
     fields: Fields = {}
-    for option, text in given:
-        if option.names[0] == "config":
-            _apply(fields, _from_file(path("--config", text)))
-    _apply(fields, given)
+    for source in sources:
+        _apply(fields, source, everywhere)
     return _finish(fields)
 
 
@@ -420,6 +469,8 @@ def _from_arguments(arguments: list[str]) -> Iterator[Given]:
             raise ConfigError(f"{argument!r}: not an option; a disk is given as -drive file={argument}")
         name, equals, text = argument.lstrip("-").partition("=")
         option = BY_NAME.get(name)
+        if option is None and name in REFUSED:
+            raise ConfigError(f"{argument}: not available; {REFUSED[name]}")
         if option is None:
             raise ConfigError(f"{argument}: unknown option{near(name, BY_NAME)} (-h lists them)")
         if equals and not (argument.startswith("--") and option.argument):
@@ -480,8 +531,8 @@ def _word(where: str, value: object) -> str:
     raise ConfigError(f"{where}: {value!r} must be a text, a number, true or false")
 
 
-def _apply(fields: Fields, given: Iterable[Given]) -> None:
-    """Put one source's options into `fields`; what a later source gives counts more."""
+def _apply(fields: Fields, given: Iterable[Given], everywhere: list[str]) -> None:
+    """Put one source's options into `fields`; what a later source gives counts more. `everywhere` is every -global."""
     uarts = 0
     for option, text in given:
         uarts += option.names[0] == "serial"
@@ -489,8 +540,10 @@ def _apply(fields: Fields, given: Iterable[Given]) -> None:
             raise ConfigError(f"-serial {text}: the machine has one UART; use -device virtconsole for more")
         if "\0" in text:
             raise ConfigError(f"{option_name(option)} {text!r}: a NUL character has no meaning; take it out")
+        if option.names[0] == "device":
+            text = with_globals(text, everywhere, tuple(DEVICES))
         for name, value in option.read(text).items():
-            fields[name] = fields.get(name, ()) + value if option.many else value
+            fields[name] = fields.get(name, ()) + value if option.many or name == "ram_users" else value
 
 
 def _finish(fields: Fields) -> MachineConfig:

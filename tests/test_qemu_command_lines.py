@@ -10,18 +10,29 @@ from console import Console
 from smp import options, qemu_options
 from smp.config import MachineConfig, check
 from smp.cpu import ConfigError
+from smp.devicetree import plan_boot
 from smp.guest import Guest, default_guest
 from smp.io_setup import io_config
+from smp.option_text import Help
 from smp.qemu_options import OPENSBI, find_firmware
+from virtio.blk import Block
 from virtio.chardev import Stdio
 from virtio.console import Console as Ports
 from virtio.ninep import Ninep
+from virtio.rng import Rng
 
 KUNIT = """-nodefaults -m 1024 -kernel {kernel} -no-reboot -nographic -accel kvm -accel hvf -accel tcg -serial stdio
     -machine virt -cpu rv64 -bios opensbi-riscv64-generic-fw_dynamic.bin"""
 VIRTME = """-machine virt -bios default -m 1G -smp 2 -vga none -display none -parallel none -net none -echr 1 -no-reboot
     -fsdev local,id=virtfs1,path={folder},security_model=none,readonly=on,multidevs=remap
     -device virtio-9p-pci,fsdev=virtfs1,mount_tag=ROOTFS"""
+VIRTIOFS = """-m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem
+    -chardev socket,id=charvirtfs5,path={socket} -device vhost-user-fs-pci,chardev=charvirtfs5,tag=ROOTFS"""
+XV6 = """-machine virt -bios none -m 128M -smp 3 -nographic -global virtio-mmio.force-legacy=false
+    -drive file={disk},if=none,format=raw,id=x0 -device virtio-blk-device,drive=x0,bus=virtio-mmio-bus.0"""
+BUILDROOT = """-M virt -nographic -drive file={disk},format=raw,id=hd0 -device virtio-blk-device,drive=hd0
+    -object rng-random,filename=/dev/urandom,id=rng0 -device virtio-rng-device,rng=rng0"""
+RCORE = "-machine virt -nographic -bios {firmware} -device loader,file={kernel},addr=0x80200000"
 SHELL = "-chardev stdio,id=console,signal=off,mux=on -serial chardev:console -mon chardev=console"
 SCRIPT = """-device virtio-serial-pci -chardev stdio,id=in,signal=on,mux=off
     -device virtserialport,name=virtme.stdin,chardev=in"""
@@ -83,6 +94,71 @@ def test_virtme_ngs_script(kernel: Path) -> None:
     io.close()
     for end in (end for pair in pipes for end in pair):
         os.close(end)
+
+
+def test_xv6s_makefile(kernel: Path) -> None:
+    disk = kernel.parent / "fs.img"
+    disk.write_bytes(bytes(4096))
+    config = parse(f"{XV6.format(disk=disk)} -kernel {kernel}")
+    boot = plan_boot(config)
+    assert (boot.pc, boot.mode, config.harts) == (0x8000_0000, "M", 3)
+    io = io_config(config)
+    assert [(slot, type(device)) for slot, device in io.devices.items()] == [(0, Block)]
+    io.close()
+
+
+def test_buildroots_drive_without_an_interface_is_the_devices(kernel: Path) -> None:
+    disk = kernel.parent / "rootfs.ext2"
+    disk.write_bytes(bytes(8192))
+    line = f"{BUILDROOT.format(disk=disk)} -kernel {kernel}"
+    io = io_config(parse(line, "-append", "rootwait root=/dev/vda ro"))
+    assert [type(device) for device in io.devices.values()] == [Block, Rng]
+    io.close()
+    alone = io_config(parse(f"-kernel {kernel} -drive file={disk},format=raw,cache=none,aio=native"))
+    assert [type(device) for device in alone.devices.values()] == [Block], "and without a -device it is a disk, too"
+    alone.close()
+
+
+def test_rcores_loader_puts_the_kernel_where_the_firmware_jumps_to(kernel: Path) -> None:
+    firmware = kernel.parent / "rustsbi.bin"
+    firmware.write_bytes(b"\x6f\0\0\0")
+    boot = plan_boot(parse(RCORE.format(firmware=firmware, kernel=kernel)))
+    assert boot.pc == 0x8000_0000
+    assert [s.data for s in boot.segments if s.address == 0x8020_0000] == [kernel.read_bytes()]
+    bare = plan_boot(parse(f"-bios none -device loader,file={kernel},addr=0x80000000"))
+    assert (bare.pc, bare.segments[0].data) == (0x8000_0000, kernel.read_bytes())
+
+
+def test_the_memory_that_virtiofs_asks_for_is_there(kernel: Path) -> None:
+    socket = kernel.parent / "socket"
+    socket.touch()
+    config = parse(f"{VIRTIOFS.format(socket=socket)} -kernel {kernel} -name guest")
+    assert config.ram == 1 << 30 and [device.driver for device in config.devices] == ["vhost-user-fs-device"]
+
+
+def test_global_is_a_property_of_every_device_that_does_not_give_it() -> None:
+    line = "-device virtio-rng-device -device virtio-rng-pci,packed=off -global virtio-rng-device.packed=on"
+    config = options.parse([*line.split(), "-global", "driver=virtio-rng-pci,property=in_order,value=on"])
+    assert [(d.get("packed"), d.get("in_order")) for d in config.devices] == [("on", "on"), ("off", "on")]
+
+
+HELP = {
+    "-machine help": "virt  ",
+    "-cpu help": "rv64",
+    "-accel help": "tcg",
+    "-object help": "memory-backend-memfd",
+    "-device help": "virtio-net-device",
+    "-device virtio-blk-pci,help": "write-cache",
+    "-netdev help": "user",
+    "-display help": "none",
+    "-version": "version ",
+}
+
+
+@pytest.mark.parametrize("line", HELP)
+def test_help_names_what_is_there(line: str) -> None:
+    with pytest.raises(Help, match=HELP[line]):
+        options.parse(line.split())
 
 
 def test_another_escape_character() -> None:

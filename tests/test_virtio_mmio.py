@@ -30,6 +30,7 @@ from mem.window import (
     window_take_asked,
     window_write,
 )
+from virtio.blk import F_FLUSH, Block
 from virtio.device import Device
 from virtio.features import (
     ACCESS_PLATFORM,
@@ -39,6 +40,7 @@ from virtio.features import (
     RING_PACKED,
     VERSION_1,
 )
+from virtio.image import Image
 from virtio.queue import Ram
 from virtio.rng import Rng
 
@@ -126,6 +128,13 @@ def test_features_ok_is_refused_for_what_is_not_offered(rig: Rig) -> None:
     assert not rig.negotiate(5) & 8, "a driver without VERSION_1"
     rig.write(Register.STATUS, 3 | 8 | 4)
     assert rig.read(Register.STATUS) == 3, "no DRIVER_OK without FEATURES_OK"
+
+
+def test_a_disk_takes_a_driver_that_knows_the_first_features_only(ram: Ram, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(512))
+    disk = Rig(ram, Block(Image(tmp_path / "disk")))
+    assert disk.negotiate(F_FLUSH) & 8, "as xv6 does"
+    assert not disk.negotiate(F_FLUSH | 1 << 40 | 1 << 41) & 8
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ class Block(Device):
     kind = 2
     name = "blk"
     orders = ("resize", "size")
+    takes_legacy = True
 
     def __init__(
         self,

@@ -25,6 +25,7 @@ class Device:
     features = 0  # bits beyond those of rings and transport
     ring_features = INDIRECT_DESC | EVENT_IDX | RING_RESET  # what the driver is offered for its rings
     ring_limit = ~0  # of these, those that it could be made to offer
+    takes_legacy = False  # whether its requests look the same to a driver that does not accept VERSION_1
     host: Host | None = None  # what the event loop watches for it
     descriptors: frozenset[int] = frozenset()  # those that it came with, as far as they are known
     config_changed: Callable[[], None] = staticmethod(lambda: None)

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,10 @@ def test_linux_as_kunit_starts_it(guest: Guest, tmp_path: Path) -> None:
     with Console(*line.split(), "-append", append) as console:
         assert console.wait(240) == 0
         assert "OpenSBI" in console.text() and "Kernel panic" in console.text()
+
+
+def test_the_extra_is_the_command_of_qemus_name() -> None:
+    root = Path(__file__).parent.parent
+    whole, shim = (tomllib.loads((root / name).read_text()) for name in ("pyproject.toml", "shim/pyproject.toml"))
+    assert whole["project"]["optional-dependencies"]["qemu"] == [shim["project"]["name"]]
+    assert shim["project"]["scripts"] == {"qemu-system-riscv64": whole["project"]["scripts"]["hartbeat"]}

@@ -18,7 +18,8 @@ from smp.iothreads import assign
 from smp.net_setup import open_networks
 from smp.option_text import size
 from smp.serial_ports import CONSOLE, buses, offered_ports
-from smp.virtio_options import USERS, slot_of
+from smp.vhost_options import SCSI, STANDARD
+from smp.virtio_options import GENERIC, USERS, slot_of
 from virtio.balloon import Balloon
 from virtio.blk import F_CONFIG_WCE, F_DISCARD, F_WRITE_ZEROES, Block
 from virtio.chardev import Stdio
@@ -83,6 +84,8 @@ MAKERS: dict[str, Callable[[DeviceConfig, MachineConfig], Device]] = {
     "virtio-rng-device": lambda given, config: Rng(),
     "vhost-user-blk-device": vhost_setup.open_block,
     "vhost-user-fs-device": vhost_setup.open_fs,
+    SCSI: vhost_setup.open_scsi,
+    **dict.fromkeys((GENERIC, *STANDARD), vhost_setup.open_standard),
     "virtio-balloon-device": lambda given, config: Balloon(
         size("-device size", given.get("size", "0")),
         given.get("deflate-on-oom") == "on",

@@ -95,10 +95,7 @@ def _passed_card(config: MachineConfig, netdev: NetdevConfig, card: DeviceConfig
     where = f"-netdev {VHOST_USER},id={netdev.id}"
     if card.get("mq") == "on" or netdev.get("queues", "1") != "1":
         raise ConfigError(f"{where}: its card has one queue pair; use queues=1 and mq=off")
-    for name in ("packed", "in_order"):
-        if card.get(name) == "on":
-            raise ConfigError(f"{where}: the back-end has split rings; leave {name}=on out")
-    backend = vhost_setup.connect(netdev.get("chardev"), config, vhost_net.QUEUES, f"{where}: ", asked=1)
+    backend = vhost_setup.connect(card, config, vhost_net.QUEUES, netdev)
     sizes = (int(card.get("rx_queue_size", "256")), int(card.get("tx_queue_size", "256")))
     return vhost_net.VhostNet(backend, mac, int(card.get("host_mtu", "0")), missing_features(card), sizes)
 

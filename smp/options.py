@@ -42,8 +42,19 @@ from smp.qemu_options import (
 from smp.ram_options import BACKENDS, is_backend, read_backend, read_numa
 from smp.serial_ports import check_port
 from smp.share_options import read_fsdev, read_share, read_virtfs
+from smp.vhost_options import BACKEND, GENERIC_DEVICE, SCSI_DEVICE, STANDARD, check_vhost, unavailable
 from smp.version import VERSION
-from smp.virtio_options import COMMON, OF_DRIVER, OF_PCI, USERS, Property, canonical, check_property, properties
+from smp.virtio_options import (
+    COMMON,
+    GENERIC,
+    OF_DRIVER,
+    OF_PCI,
+    USERS,
+    Property,
+    canonical,
+    check_property,
+    properties,
+)
 
 Fields = dict[str, Any]
 
@@ -77,9 +88,8 @@ DEVICES = {
         "mount_tag": "what the guest mounts it by, at most 31 bytes (needed)",
         "id": "name",
     },
-    "vhost-user-blk-device": {
-        "chardev": "id of the -chardev socket at which the back-end listens (needed)",
-        "id": "name",
+    "vhost-user-blk-device": BACKEND
+    | {
         "num-queues": "number of request queues, 1 to 32 (default 1)",
     },
     "vhost-user-fs-device": {
@@ -89,6 +99,9 @@ DEVICES = {
         "id": "name",
         "num-request-queues": "number of request queues, 1 to 32 (default 1)",
     },
+    "vhost-user-scsi-device": SCSI_DEVICE,
+    GENERIC: GENERIC_DEVICE,
+    **dict.fromkeys(STANDARD, BACKEND),
     "virtio-serial-device": {"id": "name", "max_ports": "ports that its driver makes room for, 1 to 31"},
     "virtio-balloon-device": {"size": "memory that the guest is asked to do without (default 0)", "id": "name"},
     NET_DEVICE: CARD,
@@ -102,6 +115,9 @@ NEEDED = {
     "virtconsole": "chardev",
     "virtserialport": "chardev",
     "vhost-user-blk-device": "chardev",
+    "vhost-user-scsi-device": "chardev",
+    GENERIC: "chardev",
+    **dict.fromkeys(STANDARD, "chardev"),
     NET_DEVICE: "netdev",
 }
 
@@ -184,7 +200,7 @@ def read_device(text: str) -> Fields:
         return read_users_device(text, asked, items)
     driver, on_pci = canonical(asked, tuple(DEVICES))
     if driver not in DEVICES:
-        hint = near(driver, DEVICES) or f"; there are {', '.join(DEVICES)}"
+        hint = unavailable(driver) or near(driver, DEVICES) or f"; there are {', '.join(DEVICES)}"
         raise ConfigError(f"-device {driver}: no such device{hint}")
     mmio = asked == driver
     if items[1:] == ["help"]:
@@ -199,6 +215,7 @@ def read_device(text: str) -> Fields:
     if driver == NET_DEVICE:
         check_card(given)
     check_port(given)
+    check_vhost(driver, given)
     if len(given.get("serial", "").encode(errors="surrogateescape")) > 20:
         raise ConfigError(f"-device serial={given['serial']}: has more than 20 bytes; shorten it")
     for name, what in (("num-queues", "a disk"), ("num-request-queues", "a shared folder")):

@@ -7,12 +7,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from smp.config import VIRTIOFSD, DeviceConfig, DriveConfig, FsdevConfig, MachineConfig
+from smp.config import VIRTIOFSD, DeviceConfig, DriveConfig, FsdevConfig, MachineConfig, NetdevConfig
 from smp.cpu import ConfigError
 from smp.option_text import escape, number
+from smp.vhost_options import SCSI, STANDARD, Standard, value
+from smp.virtio_options import GENERIC
 from virtio.blk import F_CONFIG_WCE, F_DISCARD, F_MQ, F_WRITE_ZEROES
 from virtio.helper import Helper
-from virtio.vhost_user import DEVICE_BITS, RETRY, Backend, VhostBlock, VhostFs
+from virtio.vhost_devices import VhostBlock, VhostDevice, VhostFs, VhostScsi
+from virtio.vhost_user import DEVICE_BITS, RETRY, Backend
 from virtio.vhost_wire import BackendError, Session, dial
 
 STORAGE_DAEMON = "qemu-storage-daemon"
@@ -24,7 +27,35 @@ VIRTIOFSD_FOLDERS = ("/usr/libexec", "/usr/lib/qemu")  # where Debian has it
 def open_block(given: DeviceConfig, config: MachineConfig) -> VhostBlock:
     """-device vhost-user-blk-device."""
     queues = number(f"-device {given.driver},num-queues", given.get("num-queues", "1"))
-    return _block(given, connect(given.get("chardev"), config, queues), queues)
+    return _block(given, connect(given, config, queues), queues)
+
+
+def needs_shadow(given: DeviceConfig) -> bool:
+    """Whether the device's rings can't be a back-end's (virtio/vhost_shadow.py)."""
+    return "on" in (given.get("packed"), given.get("in_order"))
+
+
+def open_standard(given: DeviceConfig, config: MachineConfig) -> VhostDevice:
+    """-device vhost-user-device, and the names of what it is with certain numbers."""
+    what = STANDARD.get(given.driver) or _generic(given)
+    backend = connect(given, config, what.served or what.queues)
+    try:
+        return VhostDevice(backend, what.kind, (what.entries,) * what.queues, what.config_bytes, ~what.without)
+    except BackendError as error:
+        backend.close()
+        raise ConfigError(f"-device {given.driver}: {error}; give another back-end") from error
+
+
+def _generic(given: DeviceConfig) -> Standard:
+    names = ("virtio-id", "num_vqs", "vq_size", "config_size")
+    return Standard(*(value(GENERIC, dict(given.properties), name) for name in names))
+
+
+def open_scsi(given: DeviceConfig, config: MachineConfig) -> VhostScsi:
+    """-device vhost-user-scsi-device: queues for control and events, and those for requests."""
+    properties = dict(given.properties)
+    queues = 2 + value(SCSI, properties, "num_queues")
+    return VhostScsi(connect(given, config, queues), (value(SCSI, properties, "virtqueue_size"),) * queues)
 
 
 def open_fs(given: DeviceConfig, config: MachineConfig) -> VhostFs:
@@ -33,11 +64,13 @@ def open_fs(given: DeviceConfig, config: MachineConfig) -> VhostFs:
     sizes = (int(given.get("queue-size", FS_QUEUE)),) * queues
     if given.get("fsdev"):
         folder = next(folder for folder in config.fsdevs if folder.id == given.get("fsdev"))
-        return VhostFs(_virtiofsd(folder, queues), sizes, os.fsencode(given.get("tag")))
-    return VhostFs(connect(given.get("chardev"), config, queues), sizes, os.fsencode(given.get("tag")))
+        backend = _virtiofsd(folder, queues, needs_shadow(given))
+    else:
+        backend = connect(given, config, queues)
+    return VhostFs(backend, sizes, os.fsencode(given.get("tag")))
 
 
-def _virtiofsd(folder: FsdevConfig, queues: int) -> Backend:
+def _virtiofsd(folder: FsdevConfig, queues: int, shadow: bool) -> Backend:
     """A virtiofsd of ours."""
     where = f"-fsdev {VIRTIOFSD},id={folder.id},path={folder.path}"
     program = find_virtiofsd()
@@ -48,7 +81,7 @@ def _virtiofsd(folder: FsdevConfig, queues: int) -> Backend:
     helper = Helper(lambda listener: [*words, f"--fd={listener}"])
 
     def make() -> Backend:
-        return HelperBackend(folder.id, helper, queues)
+        return HelperBackend(folder.id, helper, queues, shadow=shadow)
 
     return _helped(make, helper, queues, where, f"see {VIRTIOFSD}(1), or use -virtfs")
 
@@ -66,16 +99,19 @@ def virtiofsd_words(program: str, folder: str) -> list[str]:
     return [program, "--shared-dir", folder, "--sandbox", sandbox, "--log-level", "error"]
 
 
-def connect(chardev: str, config: MachineConfig, queues: int, where: str = "", asked: int = 0) -> Backend:
-    """The back-end that listens at the chardev's socket; `asked` is how many queues it is to have in its own count."""
+def connect(given: DeviceConfig, config: MachineConfig, queues: int, netdev: NetdevConfig | None = None) -> Backend:
+    """The back-end that listens at the socket of the device's chardev, or of its netdev's."""
+    chardev = (netdev or given).get("chardev")
     end = next(end for end in config.chardevs if end.id == chardev)
+    where = f"-netdev {netdev.kind},id={netdev.id}: " if netdev else ""
+    asked = 1 if netdev else queues  # a back-end of networks counts pairs
     where += f"-chardev socket,id={end.id},path={end.arg}"
 
     def call() -> Session:
         return Session(dial(end.arg))
 
     retry, remedy = end.retry or RETRY, "start the back-end first"
-    return _made(lambda: Backend(end.id, call, queues, retry), asked or queues, where, remedy)
+    return _made(lambda: Backend(end.id, call, queues, retry, needs_shadow(given)), asked, where, remedy)
 
 
 def _made(make: Callable[[], Backend], queues: int, where: str, remedy: str) -> Backend:
@@ -109,10 +145,15 @@ class HelperBackend(Backend):
     """A back-end that is ours to start and to end; `folder` goes with it."""
 
     def __init__(
-        self, name: str, helper: Helper, queues: int, folder: tempfile.TemporaryDirectory[str] | None = None
+        self,
+        name: str,
+        helper: Helper,
+        queues: int,
+        folder: tempfile.TemporaryDirectory[str] | None = None,
+        shadow: bool = False,
     ) -> None:
         self.helper, self.folder = helper, folder
-        super().__init__(name, helper.dial, queues)
+        super().__init__(name, helper.dial, queues, shadow=shadow)
 
     def start(self) -> None:
         self.helper.keep_starter()
@@ -145,9 +186,6 @@ def open_image(drive: DriveConfig, given: DeviceConfig, snapshot: bool) -> Vhost
         raise ConfigError(f"{where}: its disk has no serial=; leave it out, or use format=raw")
     if drive.throttle:
         raise ConfigError(f"{where}: throttling.{drive.throttle[0][0]} is for format=raw; leave it out")
-    for name in ("packed", "in_order"):
-        if given.get(name) == "on":
-            raise ConfigError(f"{where}: -device {name}=on is for format=raw; leave it out")
     folder = _overlay(drive, where) if snapshot else None
     queues = number("-device num-queues", given.get("num-queues", "1"))
     image = (os.path.join(folder.name, "overlay"), "qcow2") if folder else (str(drive.file), drive.format)
@@ -156,7 +194,7 @@ def open_image(drive: DriveConfig, given: DeviceConfig, snapshot: bool) -> Vhost
     helper = Helper(lambda listener: [program, *daemon_words(*image, writable, queues, listener)])
 
     def make() -> Backend:
-        return HelperBackend(drive.id or drive.file.name, helper, queues, folder)
+        return HelperBackend(drive.id or drive.file.name, helper, queues, folder, needs_shadow(given))
 
     try:
         disk = _block(given, _helped(make, helper, queues, where, "choose another file or format"), queues)

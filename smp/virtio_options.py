@@ -11,6 +11,7 @@ from mem.memmap import VIRTIO_SLOTS
 from smp.cpu import ConfigError
 
 MMIO = "-device"
+GENERIC = "vhost-user-device"  # of any kind; the name ends like those of -device spellings and is none
 USERS = "py:"  # before the module and class of a user's own device
 PCI = ("-pci-non-transitional", "-pci-transitional", "-pci")
 BUS = re.compile(r"virtio-mmio-bus\.([0-9]{1,3})")
@@ -65,10 +66,6 @@ OF_PCI = {
     "ats":               Property("off: there is no IOMMU", ("off",), "off", "there is no IOMMU, leave it off"),
     "aer":               Property("off: there is no PCI", ("off",), remedy="there is no PCI, leave it off"),
 }
-PASSED_RINGS = {
-    name: Property("off: the back-end has split rings", ("off",), "off", "rings are split, leave it off")
-    for name in ("packed", "in_order", "queue_reset")
-}
 OF_DRIVER = {
     "virtio-blk-device": {
         "write-cache":         Property("off: a write is finished when it lasts", ("on", "off", "auto"), "on"),
@@ -82,13 +79,13 @@ OF_DRIVER = {
         "rerror":              Property("the guest is told of errors", ("auto", "report")),
         "share-rw":            Property("images are not locked"),
     },
-    "vhost-user-blk-device": PASSED_RINGS | {
+    "vhost-user-blk-device": {
         "config-wce":          Property("the driver may change the write cache", default="on"),
         "discard":             Property("the driver may give space back", default="on"),
         "write-zeroes":        Property("the driver may ask for zeroes without sending them", default="on"),
         "queue-size":          Property("entries of each queue", QUEUE_SIZES, "256"),
     },
-    "vhost-user-fs-device": PASSED_RINGS | {"queue-size": Property("entries of each queue", QUEUE_SIZES, "128")},
+    "vhost-user-fs-device": {"queue-size": Property("entries of each queue", QUEUE_SIZES, "128")},
     "virtio-balloon-device": {
         "deflate-on-oom":      Property("the guest may take memory back when it has none left", default="off"),
         "free-page-reporting": Property("the guest tells of free pages, and they go to the host", default="off"),
@@ -106,6 +103,8 @@ def canonical(name: str, known: tuple[str, ...]) -> tuple[str, bool]:
     """
     if name in known or not name.startswith(("virtio-", "vhost-user-")):
         return name, False
+    if name.removesuffix("-pci") == GENERIC:
+        return GENERIC, True
     for ending in (*PCI, ""):
         if name.endswith(ending) and (found := name.removesuffix(ending) + MMIO) in known:
             return found, ending != ""

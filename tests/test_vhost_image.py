@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from fake_driver import Rig
-from test_vhost_user import ram, request, wait
+from test_vhost_user import ram, request, reset_queue, wait
 
 from smp import vhost_setup
 from smp.config import DeviceConfig, DriveConfig
 from smp.cpu import ConfigError
+from smp.io_setup import ring_features
 from virtio.blk import OK, Kind
 from virtio.queue import Ram
 
@@ -56,8 +57,11 @@ def test_a_disk_of_another_format(ram: Ram, tmp_path: Path, form: str) -> None:
 
 
 @needs_daemon
-def test_a_daemon_that_is_killed_is_started_again(ram: Ram, tmp_path: Path) -> None:
-    disk = vhost_setup.open_image(image(tmp_path), DEVICE, False)
+@pytest.mark.parametrize("rings", [(), (("packed", "on"), ("in_order", "on"))])
+def test_a_daemon_that_is_killed_is_started_again(ram: Ram, tmp_path: Path, rings: tuple[tuple[str, str], ...]) -> None:
+    given = DeviceConfig("virtio-blk-device", rings)
+    disk = vhost_setup.open_image(image(tmp_path), given, False)
+    disk.ring_features = ring_features(given, disk.ring_features) & disk.ring_limit
     try:
         rig = Rig(ram, disk).start()
         for n in range(5):
@@ -69,6 +73,24 @@ def test_a_daemon_that_is_killed_is_started_again(ram: Ram, tmp_path: Path) -> N
             os.waitpid(pid, 0)
             assert request(rig, Kind.IN, n, 512) == [data, bytes([OK])]
             assert disk.host.helper.pid != pid
+    finally:
+        disk.close()
+
+
+@needs_daemon
+def test_a_queue_of_the_daemons_is_reset_alone(ram: Ram, tmp_path: Path) -> None:
+    disk = vhost_setup.open_image(image(tmp_path), DEVICE, False)
+    try:
+        rig = Rig(ram, disk).start()
+        for n in range(5):
+            data = bytes([n + 1]) * 512
+            assert request(rig, Kind.OUT, n, data, queue=1) == [bytes([OK])]
+            old = reset_queue(rig, 1)
+            assert request(rig, Kind.IN, n, 512) == [data, bytes([OK])]
+            rig.rings[1] = type(old)(ram, old.size, old.table, old.event_index)
+            rig.set_up(1, rig.rings[1])
+            assert request(rig, Kind.IN, n, 512, queue=1) == [data, bytes([OK])]
+        assert disk.host.session is not None
     finally:
         disk.close()
 

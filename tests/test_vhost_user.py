@@ -3,6 +3,7 @@
 import os
 import random
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from struct import pack, unpack
+from typing import Any
 
 import pytest
 from fake_driver import DATA, Rig, machine_memory
@@ -24,11 +26,15 @@ from mem.window import Register
 from smp import options, vhost_setup
 from smp.config import DeviceConfig, MachineConfig, SerialConfig, check
 from smp.cpu import ConfigError
+from smp.io_setup import ring_features
 from smp.net_setup import open_networks
+from smp.vhost_options import STANDARD
 from virtio.blk import OK, Kind
+from virtio.features import IN_ORDER, RING_PACKED
 from virtio.process import IoConfig
 from virtio.queue import Ram
-from virtio.vhost_user import Backend, VhostBlock, VhostFs
+from virtio.vhost_devices import VhostBlock, VhostFs
+from virtio.vhost_user import Backend
 from virtio.vhost_wire import BackendError, Session, dial
 
 BACKEND = Path(__file__).with_name("vhost_backend.py")
@@ -63,24 +69,32 @@ def wait(until: Callable[[], object], seconds: float = 10) -> None:
         time.sleep(0.001)
 
 
-def turn(host: Backend) -> None:
+def turn(host: Backend, rig: Rig | None = None) -> None:
     """What the event loop does."""
     poll, interest = select.poll(), host.interest()
     for fd, events in interest.items():
         poll.register(fd, events)
     for fd, events in poll.poll(0):
         host.ready(fd, events)
+    if rig:
+        rig.transport.poll()
 
 
-def open_disk(folder: Path, queues: int = 1) -> VhostBlock:
-    given = DeviceConfig("vhost-user-blk-device", (("chardev", "c0"), ("num-queues", str(queues))))
-    end = SerialConfig("unix", str(folder / "socket"), "c0", (("reconnect-ms", "20"),))
-    return vhost_setup.open_block(given, MachineConfig(chardevs=(end,)))
+def machine_of(folder: Path) -> MachineConfig:
+    return MachineConfig(chardevs=(SerialConfig("unix", str(folder / "socket"), "c0", (("reconnect-ms", "20"),)),))
+
+
+def open_disk(folder: Path, queues: int = 1, *rings: str) -> VhostBlock:
+    properties = tuple((name, "on") for name in rings)
+    given = DeviceConfig("vhost-user-blk-device", (("chardev", "c0"), ("num-queues", str(queues)), *properties))
+    made = vhost_setup.open_block(given, machine_of(folder))
+    made.ring_features = ring_features(given, made.ring_features) & made.ring_limit
+    return made
 
 
 @contextmanager
-def disk(ram: Ram, folder: Path, queues: int = 1) -> Iterator[Rig]:
-    made = open_disk(folder, queues)
+def disk(ram: Ram, folder: Path, queues: int = 1, *rings: str) -> Iterator[Rig]:
+    made = open_disk(folder, queues, *rings)
     try:
         yield Rig(ram, made)
     finally:
@@ -98,16 +112,29 @@ def request(rig: Rig, kind: Kind, sector: int, *parts: bytes | int, queue: int =
     return [bytes(ring.ram.view(b.address, b.size)) for b in buffers if b.writable]
 
 
+def reset_queue(rig: Rig, index: int) -> Any:
+    """Reset a queue alone; gives the driver's side of its ring."""
+    rig.write(Register.QUEUE_SEL, index)
+    rig.write(Register.QUEUE_RESET, 1)
+    assert rig.read(Register.QUEUE_READY) == 0 and index not in rig.device.host.rings
+    return rig.rings[index]
+
+
 def done(rig: Rig, queue: int = 0) -> None:
     def used() -> bool:
-        turn(rig.device.host)
+        turn(rig.device.host, rig)
         return bool(rig.rings[queue].has_used())
 
     wait(used)
 
 
-def test_what_is_written_is_read_and_in_the_file(ram: Ram, tmp_path: Path) -> None:
-    with backend(tmp_path), disk(ram, tmp_path, queues=2) as rig:
+@pytest.mark.parametrize("rings", [(), ("packed",), ("in_order",), ("packed", "in_order")])
+def test_what_is_written_is_read_and_in_the_file(ram: Ram, tmp_path: Path, rings: tuple[str, ...]) -> None:
+    with backend(tmp_path), disk(ram, tmp_path, 2, *rings) as rig:
+        assert [bool(rig.features() & bit) for bit in (RING_PACKED, IN_ORDER)] == [
+            "packed" in rings,
+            "in_order" in rings,
+        ]
         rig.start()
         assert rig.read(Register.CONFIG, 8) == SECTORS and rig.read(Register.CONFIG + 34, 2) == 2
         data = os.urandom(1024)
@@ -117,8 +144,10 @@ def test_what_is_written_is_read_and_in_the_file(ram: Ram, tmp_path: Path) -> No
         wait(lambda: turn(rig.device.host) or rig.read(Register.INTERRUPT_STATUS) & 1)
 
 
-def test_a_reset_takes_the_rings_back(ram: Ram, tmp_path: Path) -> None:
-    with backend(tmp_path), disk(ram, tmp_path) as rig:
+@pytest.mark.parametrize("rings", [(), ("packed",)])
+@pytest.mark.parametrize("modes", [(), ("full", "inflight")])
+def test_a_reset_takes_the_rings_back(ram: Ram, tmp_path: Path, modes: tuple[str, ...], rings: tuple[str, ...]) -> None:
+    with backend(tmp_path, *modes), disk(ram, tmp_path, 1, *rings) as rig:
         for n in range(20):
             rig.start()
             data = bytes([n]) * 512
@@ -128,9 +157,12 @@ def test_a_reset_takes_the_rings_back(ram: Ram, tmp_path: Path) -> None:
             assert rig.device.host.session is not None
 
 
+@pytest.mark.parametrize("rings", [(), ("packed",), ("packed", "in_order")])
 @pytest.mark.parametrize("modes", [(), ("inflight",)])
-def test_requests_survive_a_back_end_that_dies(ram: Ram, tmp_path: Path, modes: tuple[str, ...]) -> None:
-    with backend(tmp_path, "die", *modes) as first, disk(ram, tmp_path) as rig:
+def test_requests_survive_a_back_end_that_dies(
+    ram: Ram, tmp_path: Path, modes: tuple[str, ...], rings: tuple[str, ...]
+) -> None:
+    with backend(tmp_path, "die", *modes) as first, disk(ram, tmp_path, 1, *rings) as rig:
         rig.start()
         ring = rig.rings[0]
         for n in range(12):
@@ -146,7 +178,7 @@ def test_requests_survive_a_back_end_that_dies(ram: Ram, tmp_path: Path, modes: 
             found: list[tuple[int, int]] = []
 
             def all_used() -> bool:
-                turn(host)
+                turn(host, rig)
                 found.extend(ring.collect())
                 return len(found) >= 13
 
@@ -157,11 +189,15 @@ def test_requests_survive_a_back_end_that_dies(ram: Ram, tmp_path: Path, modes: 
             assert request(rig, Kind.IN, 4, 512) == [b"\5" * 512, bytes([OK])]
 
 
-def test_many_deaths_lose_nothing(ram: Ram, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("rings", [(), ("packed",), ("in_order",)])
+def test_many_deaths_lose_nothing(
+    ram: Ram, tmp_path: Path, rings: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
     """The ring's indices wrap around in its entries, and old requests stay behind younger ones."""
-    with backend(tmp_path, "die") as process, disk(ram, tmp_path) as rig:
+    with backend(tmp_path, "die") as process, disk(ram, tmp_path, 1, *rings) as rig:
         rig.start(size=64)
-        ring, host, found = rig.rings[0], rig.device.host, 0
+        ring, host = rig.rings[0], rig.device.host
+        found: list[tuple[int, int]] = []
         for life in range(5):
             for n in range(16):
                 ring.bump = DATA + n * 1024
@@ -170,9 +206,9 @@ def test_many_deaths_lose_nothing(ram: Ram, tmp_path: Path, capfd: pytest.Captur
             process.wait(10)
             wait(lambda: turn(host) or host.session is None)
             with backend(tmp_path) as process:
-                wait(lambda: turn(host) or not rig.transport.queues[0].ready or ring_is_done(rig))
-                found += len(ring.collect())
-                assert found == 16 * (life + 1)
+                due = 16 * (life + 1)
+                wait(lambda due=due: turn(host, rig) or found.extend(ring.collect()) or len(found) >= due)
+                assert len(found) == due
                 process.kill()
                 process.wait()
                 wait(lambda: turn(host) or host.session is None)
@@ -187,9 +223,135 @@ def test_many_deaths_lose_nothing(ram: Ram, tmp_path: Path, capfd: pytest.Captur
         assert [content[512 * n] for n in range(80)] == list(range(1, 81))
 
 
-def ring_is_done(rig: Rig) -> bool:
-    ring = rig.rings[0]
-    return bool(unpack("<H", ring.ram.view(ring.used + 2, 2))[0] == ring.added)
+@pytest.mark.parametrize("rings", [(), ("packed",)])
+@pytest.mark.parametrize("modes", [(), ("inflight", "full")])
+def test_a_queue_is_reset_alone(ram: Ram, tmp_path: Path, modes: tuple[str, ...], rings: tuple[str, ...]) -> None:
+    """Also while it has requests; the other queue goes on, and a back-end that comes anew gets both."""
+    with backend(tmp_path, *modes) as process, disk(ram, tmp_path, 2, *rings) as rig:
+        rig.start()
+        for life in range(4):
+            data = bytes([life + 1]) * 512
+            rig.rings[1].add(pack("<IIQ", Kind.OUT, 0, 9), data, 1)
+            rig.notify(1)
+            old = reset_queue(rig, 1)
+            assert request(rig, Kind.OUT, life, data) == [bytes([OK])]
+            rig.rings[1] = type(old)(ram, old.size, old.table, old.event_index)
+            rig.set_up(1, rig.rings[1])
+            assert request(rig, Kind.IN, life, 512, queue=1) == [data, bytes([OK])]
+            assert rig.device.host.session is not None
+        process.kill()
+        process.wait()
+        with backend(tmp_path, *modes):
+            for queue in (0, 1):
+                assert request(rig, Kind.IN, 2, 512, queue=queue) == [b"\3" * 512, bytes([OK])]
+
+
+def test_the_driver_is_told_of_another_size(ram: Ram, tmp_path: Path) -> None:
+    """The back-end waits for an answer, perhaps just when we wait for one of it."""
+    with backend(tmp_path, "full"), disk(ram, tmp_path) as rig:
+        rig.start()
+        for sectors in (512, 1024, 2048):
+            os.truncate(tmp_path / "disk", 512 * sectors)
+            until = time.monotonic() + 0.1
+            while time.monotonic() < until:
+                rig.write(Register.CONFIG + 32, 1, 1)
+            wait(lambda size=sectors: turn(rig.device.host, rig) or rig.read(Register.CONFIG, 8) == size)
+            assert rig.interrupts() & 2 and rig.device.host.session is not None
+
+
+def test_what_a_back_end_says_by_itself_is_answered() -> None:
+    heard: list[bytes] = []
+
+    def answers(link: socket.socket) -> None:
+        while len((got := socket.recv_fds(link, 12, 4))[0]) == 12:
+            data, fds, _, _ = got
+            request, flags, size = unpack("<III", data)
+            link.recv(size)
+            if fds:
+                channel = socket.socket(fileno=fds[0])
+                channel.sendall(pack("<III", 2, 9, 0) + pack("<III", 99, 9, 8) + bytes(8) + pack("<III", 2, 1, 0))
+                heard.append(channel.recv(20, socket.MSG_WAITALL) + channel.recv(20, socket.MSG_WAITALL))
+            value = {1: 1 << 30 | 1 << 32, 15: 1 << 3 | 1 << 5 | 1 << 9}.get(request, 0)
+            if flags & 8 or request in (1, 15):
+                link.sendall(pack("<IIIQ", request, 5, 8, value))
+
+    session = Session(hostile(answers))
+    assert session.config_changed
+    assert heard == [pack("<IIIQ", 2, 5, 8, 0) + pack("<IIIQ", 99, 5, 8, 1)]
+    session.close()
+    session.let_go()
+
+
+@pytest.mark.parametrize("used", [(1, 5, 0), (60, 0, 0), (2, 0, 0)])
+def test_a_back_end_that_gives_back_what_it_has_not_is_left(
+    ram: Ram, tmp_path: Path, used: tuple[int, int, int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Index, head and length that it writes into a ring of ours; the request is then another's to do."""
+    with backend(tmp_path) as process, disk(ram, tmp_path, 1, "packed") as rig:
+        rig.start()
+        host = rig.device.host
+        process.send_signal(signal.SIGSTOP)
+        rig.rings[0].add(pack("<IIQ", Kind.IN, 0, 0), 512, 1)
+        rig.notify()
+        index, head, written = used
+        host.rings[0].used[:12] = pack("<HHII", 0, index, head, written)
+        host.called.add(0)
+        rig.transport.poll()
+        assert host.session is None and "it gives back" in capfd.readouterr().err and not rig.needs_reset()
+        process.send_signal(signal.SIGCONT)
+        done(rig)
+        assert len(rig.rings[0].collect()) == 1
+
+
+def test_a_long_request_waits_for_room(ram: Ram, tmp_path: Path) -> None:
+    """Tables of descriptors take more of our ring than they take of the driver's."""
+    with backend(tmp_path), disk(ram, tmp_path, 1, "packed") as rig:
+        rig.start(size=256)
+        ring = rig.rings[0]
+        for n in range(40):
+            ring.bump = DATA + n * 0x2000
+            ring.add(pack("<IIQ", Kind.OUT, 0, n), *[bytes([n + 1]) * 16] * 32, 1, indirect=True)
+        rig.notify()
+        found: list[tuple[int, int]] = []
+        wait(lambda: turn(rig.device.host, rig) or found.extend(ring.collect()) or len(found) == 40)
+        content = (tmp_path / "disk").read_bytes()
+        assert all(content[512 * n : 512 * n + 512] == bytes([n + 1]) * 512 for n in range(40))
+        ring.bump = DATA
+        ring.add(*[bytes(16)] * 300, 1, indirect=True)
+        rig.notify()
+        assert rig.needs_reset()
+
+
+def test_a_device_of_any_kind(ram: Ram, tmp_path: Path) -> None:
+    with backend(tmp_path, "rng"):
+        words = (("chardev", "c0"), ("virtio-id", "4"), ("num_vqs", "1"), ("vq_size", "8"), ("config_size", "2"))
+        made = vhost_setup.open_standard(DeviceConfig("vhost-user-device", words), machine_of(tmp_path))
+        rig = Rig(ram, made).start(size=8)
+        assert rig.read(Register.DEVICE_ID) == 4 and rig.read(Register.CONFIG, 2) == 5
+        rig.write(Register.CONFIG, 9, 1)
+        assert rig.read(Register.CONFIG, 2) == 0x109
+        (buffer,) = rig.rings[0].add(100)
+        rig.notify()
+        done(rig)
+        assert rig.rings[0].collect() == [(0, 100)] and ram.view(buffer.address, 100) == b"\7" * 100
+        made.close()
+
+
+@pytest.mark.parametrize("name", sorted(STANDARD))
+def test_names_stand_for_numbers(tmp_path: Path, name: str) -> None:
+    with backend(tmp_path):
+        made = vhost_setup.open_standard(DeviceConfig(name, (("chardev", "c0"),)), machine_of(tmp_path))
+        assert made.kind == STANDARD[name].kind and len(made.config()) == STANDARD[name].config_bytes
+        assert len(made.host.kicks) == (2 if "vsock" in name else len(made.queue_sizes))
+        made.close()
+
+
+def test_disks_of_scsi(ram: Ram, tmp_path: Path) -> None:
+    with backend(tmp_path):
+        given = DeviceConfig("vhost-user-scsi-device", (("chardev", "c0"), ("num_queues", "2")))
+        made = vhost_setup.open_scsi(given, machine_of(tmp_path))
+        assert made.queue_sizes == (128,) * 4 and made.config()[:4] == pack("<I", 2) and len(made.config()) == 36
+        made.close()
 
 
 def test_a_back_end_breaks_reservations(ram: Ram, tmp_path: Path) -> None:
@@ -212,7 +374,7 @@ def test_rings_outside_of_ram_are_never_passed(ram: Ram, tmp_path: Path, place: 
         rig.write(Register.QUEUE_NUM, 64)
         rig.write(Register.QUEUE_READY, 1)
         rig.write(Register.STATUS, 15)
-        assert rig.needs_reset() and not rig.device.host.ledgers
+        assert rig.needs_reset() and not rig.device.host.rings
         assert process.poll() is None
         rig.start()
         assert request(rig, Kind.IN, 0, 512)[1] == bytes([OK])
@@ -230,8 +392,8 @@ def test_indices_that_make_no_sense_are_the_drivers_own_trouble(ram: Ram, tmp_pa
             ram.view(ring.avail, 4 + 128)[:] = chance.randbytes(4 + 128)
             ram.view(ring.used, 4 + 512)[:] = chance.randbytes(4 + 512)
             rig.notify()
-            host.ledgers[0].again()
-            assert len(host.ledgers[0].heads) <= 2 * 64
+            host.rings[0].again()
+            assert len(host.rings[0].heads) <= 2 * 64
 
 
 # Hostile back-ends
@@ -330,7 +492,12 @@ def parsed(text: str) -> MachineConfig:
         ("-device vhost-user-blk-pci,chardev=c0 -chardev null,id=c0", "null takes a socket"),
         ("-device vhost-user-blk-pci,chardev=c0 -chardev socket,id=c0,path=/none", "/none start the back-end first"),
         ("-device vhost-user-blk-pci,chardev=c0 -chardev socket,id=c0,path=x,server=on", "server=on server=off"),
-        ("-device vhost-user-blk-pci,chardev=c0,packed=on -chardev socket,id=c0,path=x", "packed=on split"),
+        ("-device vhost-user-device,chardev=c0", "virtio-id=NUMBER"),
+        ("-device vhost-user-device-pci,chardev=c0,virtio-id=4,vq_size=48", "vq_size=48 power"),
+        ("-device vhost-user-device,chardev=c0,virtio-id=4,config_size=257", "config_size=257 256"),
+        ("-device vhost-user-rng-pci", "chardev=ID"),
+        ("-device vhost-user-scsi,chardev=c,num_queues=0", "num_queues=0 32"),
+        ("-device vhost-user-gpu-pci,chardev=c", "vhost-user-gpu-pci display"),
         ("-device vhost-user-blk-pci,chardev=c0,num-queues=33 -chardev socket,id=c0,path=x", "33 32"),
         ("-device vhost-user-fs-pci,chardev=c0,num-request-queues=0 -chardev socket,id=c0,path=x", "queues=0 32"),
         ("-device vhost-user-fs-pci,chardev=c0 -chardev socket,id=c0,path=x", "tag=NAME 36"),

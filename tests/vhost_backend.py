@@ -1,9 +1,10 @@
 """A vhost-user disk over a file, written from the protocol's text: a process of its own, which checks what it is told.
 
-    vhost_backend.py SOCKET FILE [die] [inflight] [net]
+    vhost_backend.py SOCKET FILE [die] [inflight] [full] [net|rng]
 
-net: a network card in its place, which sends every frame back.
+net: a network card in its place, which sends every frame back.  rng: a source of entropy, all of whose bytes are 7.
 die: take 8 requests, give every other one back, and end.  inflight: keep a record of requests in shared memory.
+full: be told the device's status and of resets, and say when the file has got another size.
 """
 
 import mmap
@@ -13,17 +14,26 @@ import socket
 import sys
 from pathlib import Path
 from struct import pack, unpack, unpack_from
-from typing import Any
+from typing import Any, NamedTuple
 
 VERSION_1, PROTOCOL = 1 << 32, 1 << 30
-MQ, REPLY_ACK, CONFIG, INFLIGHT = 1, 8, 1 << 9, 1 << 12
+MQ, REPLY_ACK, BACKEND_REQ, CONFIG, INFLIGHT, RESET_DEVICE, STATUS = (1 << bit for bit in (0, 3, 5, 9, 12, 13, 16))
 FEATURES = VERSION_1 | PROTOCOL | 1 << 9 | 1 << 12  # FLUSH, MQ
 QUEUES = 4
 ENTRIES = 1024  # of a queue in the record of what is in flight: a byte each
 
 
+class Region(NamedTuple):
+    guest: int
+    size: int
+    user: int
+    memory: Any  # mmap
+
+
 class Ring:
-    num = base = desc = used = avail = enabled = 0
+    memory: Any = None
+    num = base = desc = used = avail = 0
+    enabled: int | None = None
     kick = call = -1
 
 
@@ -34,24 +44,36 @@ class Disk:
         self.link, self.modes = link, modes
         self.file = os.open(path, os.O_RDWR)
         self.rings = [Ring() for _ in range(2 if "net" in modes else QUEUES)]
-        self.ram: Any = None
+        self.regions: list[Region] = []
         self.record: Any = None
         self.protocol = self.features = 0
         self.held: list[tuple[int, int]] = []
+        self.channel: socket.socket | None = None
+        self.status = 0
+        self.size = os.fstat(self.file).st_size
 
     def serve(self) -> None:
         """Until the front end hangs up."""
         while True:
             kicks = {ring.kick: n for n, ring in enumerate(self.rings) if ring.kick >= 0}
-            ready, _, _ = select.select([self.link, *kicks], [], [])
+            ready, _, _ = select.select([self.link, *kicks], [], [], 0.02)
+            self.tell_size()
             if self.link in ready:
                 if not self.message():
                     return
                 continue
             for fd in ready:
                 os.read(fd, 8)
-                assert self.rings[kicks[fd]].enabled, "a kick before the ring was enabled"
+                assert self.rings[kicks[fd]].enabled is not None, "a kick before the ring was enabled"
                 self.run(kicks[fd])
+
+    def tell_size(self) -> None:
+        """Wait for the answer, as some back-ends do."""
+        size = os.fstat(self.file).st_size
+        if self.channel and size != self.size:
+            self.size = size
+            self.channel.sendall(pack("<III", 2, 1 | 8, 0))
+            assert self.channel.recv(20) == pack("<IIIQ", 2, 5, 8, 0)
 
     def message(self) -> bool:
         data, fds, _, _ = socket.recv_fds(self.link, 12, 8)
@@ -74,24 +96,40 @@ class Disk:
 
     def on_2(self, payload: bytes, fds: list[int]) -> None:  # SET_FEATURES
         (self.features,) = unpack("<Q", payload)
+        assert not self.protocol & STATUS or self.status == 3
         assert not self.features & ~FEATURES and self.features & VERSION_1 and self.features & PROTOCOL
 
     def on_3(self, payload: bytes, fds: list[int]) -> None:  # SET_OWNER
         assert not payload
 
     def on_5(self, payload: bytes, fds: list[int]) -> None:  # SET_MEM_TABLE
-        count, _, self.gpa, size, self.user, offset = unpack("<IIQQQQ", payload)
-        assert count == len(fds) == 1 and offset == 0 and os.fstat(fds[0]).st_size == size
-        self.ram = mmap.mmap(fds[0], size)
+        count, _ = unpack_from("<II", payload)
+        assert count == len(fds) and len(payload) == 8 + 32 * count
+        self.regions = []
+        for number, fd in enumerate(fds):
+            guest, size, user, offset = unpack_from("<QQQQ", payload, 8 + 32 * number)
+            assert offset == 0 and os.fstat(fd).st_size == size
+            assert all(guest >= other.guest + other.size for other in self.regions)
+            self.regions.append(Region(guest, size, user, mmap.mmap(fd, size)))
+            os.close(fd)
+
+    def place(self, address: int, size: int) -> tuple[Any, int]:
+        """Memory and offset of a guest address."""
+        for each in self.regions:
+            if each.guest <= address and address + size <= each.guest + each.size:
+                return each.memory, address - each.guest
+        raise AssertionError(f"{size} bytes at {address:#x} are nowhere")
 
     def on_8(self, payload: bytes, fds: list[int]) -> None:  # SET_VRING_NUM
         _, self.rings[unpack_from("<I", payload)[0]].num = unpack("<II", payload)
 
     def on_9(self, payload: bytes, fds: list[int]) -> None:  # SET_VRING_ADDR
         index, flags, *areas, _ = unpack("<IIQQQQ", payload)
-        assert flags == 0 and all(self.user <= area < self.user + len(self.ram) for area in areas)
+        (region,) = (each for each in self.regions if each.user <= areas[0] < each.user + each.size)
+        assert flags == 0 and all(region.user <= area < region.user + region.size for area in areas)
         ring = self.rings[index]
-        ring.desc, ring.used, ring.avail = (area - self.user for area in areas)
+        ring.memory = region.memory
+        ring.desc, ring.used, ring.avail = (area - region.user for area in areas)
 
     def on_10(self, payload: bytes, fds: list[int]) -> None:  # SET_VRING_BASE
         _, self.rings[unpack_from("<I", payload)[0]].base = unpack("<II", payload)
@@ -110,7 +148,8 @@ class Disk:
         self.rings[unpack("<Q", payload)[0]].call = fds[0]
 
     def on_15(self, payload: bytes, fds: list[int]) -> bytes:  # GET_PROTOCOL_FEATURES
-        return pack("<Q", MQ | REPLY_ACK | CONFIG | (INFLIGHT if "inflight" in self.modes else 0))
+        full = BACKEND_REQ | RESET_DEVICE | STATUS if "full" in self.modes else 0
+        return pack("<Q", MQ | REPLY_ACK | CONFIG | full | (INFLIGHT if "inflight" in self.modes else 0))
 
     def on_16(self, payload: bytes, fds: list[int]) -> None:  # SET_PROTOCOL_FEATURES
         (self.protocol,) = unpack("<Q", payload)
@@ -120,6 +159,21 @@ class Disk:
 
     def on_18(self, payload: bytes, fds: list[int]) -> None:  # SET_VRING_ENABLE
         _, self.rings[unpack_from("<I", payload)[0]].enabled = unpack("<II", payload)
+
+    def on_21(self, payload: bytes, fds: list[int]) -> None:  # SET_BACKEND_REQ_FD
+        assert self.protocol & BACKEND_REQ
+        self.channel = socket.socket(fileno=fds[0])
+
+    def on_34(self, payload: bytes, fds: list[int]) -> None:  # RESET_DEVICE
+        assert self.protocol & RESET_DEVICE and all(ring.kick < 0 for ring in self.rings)
+
+    def on_39(self, payload: bytes, fds: list[int]) -> None:  # SET_STATUS
+        (status,) = unpack("<Q", payload)
+        assert self.protocol & STATUS and (status == 0 or status & self.status == self.status)
+        self.status = status
+
+    def on_40(self, payload: bytes, fds: list[int]) -> bytes:  # GET_STATUS
+        return pack("<Q", self.status)
 
     def on_24(self, payload: bytes, fds: list[int]) -> bytes:  # GET_CONFIG
         offset, size, _ = unpack_from("<III", payload)
@@ -140,8 +194,8 @@ class Disk:
 
     # Rings
 
-    def word(self, place: int) -> int:
-        return int(unpack_from("<H", self.ram, place)[0])
+    def word(self, ring: Ring, place: int) -> int:
+        return int(unpack_from("<H", ring.memory, place)[0])
 
     def run(self, index: int) -> None:
         ring = self.rings[index]
@@ -153,8 +207,8 @@ class Disk:
                 if head not in known:
                     ring.base = (ring.base + 1) & 0xFFFF
                     self.finish(index, head)
-        while ring.base != self.word(ring.avail + 2):
-            head = self.word(ring.avail + 4 + 2 * (ring.base % ring.num))
+        while ring.base != self.word(ring, ring.avail + 2):
+            head = self.word(ring, ring.avail + 4 + 2 * (ring.base % ring.num))
             ring.base = (ring.base + 1) & 0xFFFF
             if self.record is not None:
                 self.record[index * ENTRIES + head] = 1
@@ -170,29 +224,33 @@ class Disk:
         """Do a request and give it back."""
         ring, parts, at = self.rings[index], [], head
         while True:
-            address, size, flags, following = unpack_from("<QIHH", self.ram, ring.desc + 16 * at)
-            parts.append((address - self.gpa, size))
+            address, size, flags, following = unpack_from("<QIHH", ring.memory, ring.desc + 16 * at)
+            parts.append((*self.place(address, size), size))
             if not flags & 1:
                 break
             at = following
-        (start, size), *data, (status, _) = parts
-        kind, _, sector = unpack("<IIQ", self.ram[start : start + 16])
+        self.use(index, head, self.answer(parts))
+
+    def answer(self, parts: list[tuple[Any, int, int]]) -> int:
+        """Do what a request's parts say; gives how much was written."""
+        (ram, start, size), *data, (last, status, _) = parts
+        kind, _, sector = unpack("<IIQ", ram[start : start + 16])
         offset = sector * 512
-        for place, size in data:
+        for ram, place, size in data:
             if kind == 1:
-                os.pwrite(self.file, self.ram[place : place + size], offset)
+                os.pwrite(self.file, ram[place : place + size], offset)
             elif kind == 0:  # IN
-                self.ram[place : place + size] = os.pread(self.file, size, offset)
+                ram[place : place + size] = os.pread(self.file, size, offset)
             offset += size
-        self.ram[status] = 0
-        self.use(index, head, 1)
+        last[status] = 0
+        return 1
 
     def use(self, index: int, head: int, written: int) -> None:
         ring = self.rings[index]
-        used = self.word(ring.used + 2)
+        used = self.word(ring, ring.used + 2)
         place = ring.used + 4 + 8 * (used % ring.num)
-        self.ram[place : place + 8] = pack("<II", head, written)
-        self.ram[ring.used + 2 : ring.used + 4] = pack("<H", (used + 1) & 0xFFFF)
+        ring.memory[place : place + 8] = pack("<II", head, written)
+        ring.memory[ring.used + 2 : ring.used + 4] = pack("<H", (used + 1) & 0xFFFF)
         if self.record is not None:
             self.record[index * ENTRIES + head] = 0
         os.write(ring.call, (1).to_bytes(8, "little"))
@@ -204,23 +262,42 @@ class Card(Disk):
     def on_17(self, payload: bytes, fds: list[int]) -> bytes:
         return pack("<Q", 1)
 
-    def next(self, index: int) -> tuple[int, int, int]:
-        """Head, place and size of a request of one part."""
+    def next(self, index: int) -> tuple[int, Any, int, int]:
+        """Head, memory, place and size of a request of one part."""
         ring = self.rings[index]
-        head = self.word(ring.avail + 4 + 2 * (ring.base % ring.num))
-        address, size, flags, _ = unpack_from("<QIHH", self.ram, ring.desc + 16 * head)
+        head = self.word(ring, ring.avail + 4 + 2 * (ring.base % ring.num))
+        address, size, flags, _ = unpack_from("<QIHH", ring.memory, ring.desc + 16 * head)
         assert flags == 2 * (index == 0)
         ring.base = (ring.base + 1) & 0xFFFF
-        return head, address - self.gpa, size
+        return head, *self.place(address, size), size
 
     def run(self, index: int) -> None:
         receive, send = self.rings
-        while send.num and send.base != self.word(send.avail + 2) and receive.base != self.word(receive.avail + 2):
-            sent, place, size = self.next(1)
-            got, room, _ = self.next(0)
-            self.ram[room : room + size] = self.ram[place : place + size]
+        while all(ring.memory and ring.base != self.word(ring, ring.avail + 2) for ring in (send, receive)):
+            sent, ram, place, size = self.next(1)
+            got, _, room, _ = self.next(0)
+            ram[room : room + size] = ram[place : place + size]
             self.use(1, sent, 0)
             self.use(0, got, size)
+
+
+class Entropy(Disk):
+    """Its configuration is a byte that can be written, and the number of times that was done."""
+
+    bytes = b"\5\0"
+
+    def on_24(self, payload: bytes, fds: list[int]) -> bytes:
+        offset, size, _ = unpack_from("<III", payload)
+        return payload[:12] + self.bytes[offset : offset + size]
+
+    def on_25(self, payload: bytes, fds: list[int]) -> None:
+        assert unpack_from("<III", payload) == (0, 1, 0)
+        self.bytes = payload[12:] + pack("<B", self.bytes[1] + 1)
+
+    def answer(self, parts: list[tuple[Any, int, int]]) -> int:
+        for ram, place, size in parts:
+            ram[place : place + size] = b"\7" * size
+        return sum(size for _, _, size in parts)
 
 
 def main() -> None:
@@ -232,7 +309,8 @@ def main() -> None:
         os.rename(place + ".new", place)  # it is there when it can be connected to
         while True:
             link, _ = listener.accept()
-            (Card if "net" in modes else Disk)(link, file, modes).serve()
+            kind = Card if "net" in modes else Entropy if "rng" in modes else Disk
+            kind(link, file, modes).serve()
 
 
 if __name__ == "__main__":

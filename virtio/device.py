@@ -16,10 +16,10 @@ class Device:
     whenever the I/O process has been awake, `stop` comes with a reset.  What they raise costs the driver a reset.
     """
 
-    kind: ClassVar[int] = 0  # the device id of virtio 1.2, 5
+    kind: int = 0  # the device id of virtio 1.2, 5
     name: ClassVar[str] = ""
     queue_sizes: tuple[int, ...] = ()
-    queue_kind: ClassVar[type[Queue]] = Queue
+    queue_kind: type[Queue] = Queue
     queues: list[Queue]  # while the driver is ready
     negotiated = 0
     features = 0  # bits beyond those of rings and transport

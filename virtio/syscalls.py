@@ -8,6 +8,7 @@ back-end needs it.
 import fcntl
 import mmap
 import os
+import socket
 import termios
 
 from virtio.bpf import Check, system_call_filter
@@ -47,8 +48,9 @@ NUMBERS = {
     "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "rt_sigsuspend": (130, 133),
     "sched_getaffinity": (204, 123), "sched_yield": (24, 124), "seccomp": (317, 277), "select": (23, -1),
     "sendmsg": (46, 211), "sendto": (44, 206), "set_robust_list": (273, 99), "setsockopt": (54, 208),
-    "setxattr": (188, 5), "shutdown": (48, 210), "sigaltstack": (131, 132), "socket": (41, 198), "stat": (4, -1),
-    "statfs": (137, 43), "statx": (332, 291), "symlink": (88, -1), "symlinkat": (266, 36),
+    "setxattr": (188, 5), "shutdown": (48, 210), "sigaltstack": (131, 132), "socket": (41, 198),
+    "socketpair": (53, 199), "stat": (4, -1), "statfs": (137, 43), "statx": (332, 291), "symlink": (88, -1),
+    "symlinkat": (266, 36),
     "sync_file_range": (277, 84), "sysinfo": (99, 179), "tgkill": (234, 131), "time": (201, -1),
     "timerfd_create": (283, 85), "timerfd_gettime": (287, 87), "timerfd_settime": (286, 86), "times": (100, 153),
     "truncate": (76, 45), "uname": (63, 160), "unlink": (87, -1), "unlinkat": (263, 35), "utimensat": (280, 88),
@@ -113,6 +115,8 @@ def rules(needs: Needs) -> dict[str, tuple[Check, ...]]:
     allowed["ioctl"] = tuple(Check(1, WORD, request) for request in (*IOCTLS, *needs.ioctls))
     if needs.families:
         allowed["socket"] = tuple(Check(0, WORD, family) for family in sorted(set(needs.families)))
+    if socket.AF_UNIX in needs.families:
+        allowed["socketpair"] = (Check(0, WORD, socket.AF_UNIX),)
     return allowed
 
 

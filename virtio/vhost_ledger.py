@@ -7,6 +7,7 @@ many.  The driver has written these entries and never reads them.
 
 from collections import Counter
 
+from mem import regions
 from virtio.queue import Queue
 
 
@@ -15,7 +16,7 @@ class Ledger:
 
     def __init__(self, queue: Queue) -> None:
         size, ram = queue.size, queue.ram
-        self.size = size
+        self.size, self.queue = size, queue
         self.avail = ram.view(queue.driver, 4 + 2 * size).cast("H")
         self.used = ram.view(queue.device, 4 + 8 * size)
         self.used_index = self.used[2:4].cast("H")
@@ -24,8 +25,12 @@ class Ledger:
         self.heads: Counter[int] = Counter()
         self.exact = True
 
-    def look(self) -> None:
-        """Follow the indices; to be called at every notification and every interrupt.
+    def areas(self) -> tuple[int, int, int]:
+        """User addresses of descriptors, used and avail ring: where they are mapped here."""
+        return tuple(regions.HOST + area for area in (self.queue.descriptors, self.queue.device, self.queue.driver))  # type: ignore[return-value]
+
+    def look(self) -> bool:
+        """Follow the indices; to be called at every notification and every interrupt.  The back-end may be notified.
 
         used.idx is read before avail.idx: what is given back was offered before.
         """
@@ -42,6 +47,7 @@ class Ledger:
             if len(heads) > 2 * size:
                 self.heads = +heads
         self.taken, self.given = avail, used
+        return True
 
     def again(self) -> int:
         """Offer what is outstanding to another back-end; gives where that begins in the avail ring."""

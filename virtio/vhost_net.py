@@ -19,6 +19,7 @@ class VhostNet(VhostUser):
     def __init__(self, backend: Backend, mac: bytes, mtu: int, missing: int, sizes: tuple[int, int]) -> None:
         super().__init__(backend, sizes, 0)
         self.mac, self.mtu, self.status = mac, mtu, LINK_UP
+        backend.mtu = mtu
         self.features = backend.first_features & BACKENDS & ~missing | F_MAC | (F_MTU if mtu else 0)
         self.features |= F_STATUS & ~missing
 
@@ -27,9 +28,10 @@ class VhostNet(VhostUser):
         return pack("<6sHHH", self.mac, self.status, QUEUES // 2, self.mtu)
 
     def poll(self) -> bool:
+        did = super().poll()
         status = LINK_UP if self.host.session else 0
         if status == self.status:
-            return False
+            return did
         self.status = status
         self.config_changed()
         return True

@@ -3,7 +3,9 @@
 The back-end is not trusted: what it answers is checked, and it has a limited time to.
 """
 
+import contextlib
 import os
+import select
 import socket
 import time
 from array import array
@@ -16,8 +18,11 @@ from virtio.features import VERSION_1
 HEADER = Struct("<III")  # request, flags, bytes of payload
 PROTOCOL_VERSION, REPLY, NEED_REPLY = 1, 4, 8
 F_PROTOCOL = 1 << 30  # among the features: the protocol has features of its own
-P_MQ, P_REPLY_ACK, P_CONFIG, P_INFLIGHT = 1 << 0, 1 << 3, 1 << 9, 1 << 12
-KNOWN_PROTOCOL = P_MQ | P_REPLY_ACK | P_CONFIG | P_INFLIGHT
+P_MQ, P_REPLY_ACK, P_MTU, P_BACKEND_REQ, P_CONFIG = (1 << bit for bit in (0, 3, 4, 5, 9))
+P_INFLIGHT, P_RESET_DEVICE, P_STATUS = (1 << bit for bit in (12, 13, 16))
+KNOWN_PROTOCOL = P_MQ | P_REPLY_ACK | P_MTU | P_BACKEND_REQ | P_CONFIG | P_INFLIGHT | P_RESET_DEVICE | P_STATUS
+CONFIG_CHANGED = 2  # what a back-end says by itself (VHOST_USER_BACKEND_CONFIG_CHANGE_MSG)
+REFUSED = 1
 INFLIGHT = Struct("<QQHH4x")  # bytes, offset, queues, entries of a queue
 CONFIG = Struct("<III")  # offset, bytes, flags
 PATIENCE = 2.0  # seconds for an answer
@@ -45,20 +50,29 @@ class Ask(IntEnum):
     SET_PROTOCOL_FEATURES = 16
     GET_QUEUE_NUM = 17
     SET_VRING_ENABLE = 18
+    NET_SET_MTU = 20
+    SET_BACKEND_REQ_FD = 21
     GET_CONFIG = 24
     SET_CONFIG = 25
     GET_INFLIGHT_FD = 31
     SET_INFLIGHT_FD = 32
+    RESET_DEVICE = 34
+    SET_STATUS = 39
+    GET_STATUS = 40
 
 
 class Session:
     """A connection to a back-end, and what that can do.
 
-    Any method may raise BackendError, after which the connection is of no use.
+    `channel` is for what the back-end says by itself.  Any method may raise BackendError, after which the connection
+    is of no use.
     """
 
     protocol = 0
     queues = 0  # that it has at most; 0 if it does not say
+    channel: socket.socket | None = None
+    said = b""  # the beginning of what it says by itself
+    config_changed = False  # it has said so; whoever reads the configuration again takes it back
 
     def __init__(self, link: socket.socket) -> None:
         self.link = link
@@ -66,7 +80,8 @@ class Session:
         try:
             self._introduce()
         except BaseException:
-            link.close()
+            self.close()
+            self.let_go()
             raise
 
     def _introduce(self) -> None:
@@ -80,6 +95,14 @@ class Session:
         self.send(Ask.SET_OWNER)
         if self.protocol & P_MQ:
             self.queues = self.ask_number(Ask.GET_QUEUE_NUM)
+        if self.protocol & P_BACKEND_REQ and self.protocol & P_CONFIG:
+            self._open_channel()
+
+    def _open_channel(self) -> None:
+        self.channel, theirs = socket.socketpair()
+        self.channel.setblocking(False)
+        with theirs:
+            self.send(Ask.SET_BACKEND_REQ_FD, b"", [theirs.fileno()])
 
     # Messages
 
@@ -133,7 +156,7 @@ class Session:
         data = b""
         while len(data) < count:
             try:
-                self.link.settimeout(max(0.001, deadline - time.monotonic()))
+                self._await_answer(deadline)
                 if fds is None:
                     more = self.link.recv(count - len(data))
                 else:
@@ -146,6 +169,53 @@ class Session:
             data += more
         self.link.settimeout(PATIENCE)
         return data
+
+    def _await_answer(self, deadline: float) -> None:
+        """Wait for an answer.  A back-end may first want one from us to what it says by itself."""
+        while self.channel is not None:
+            poll = select.poll()
+            for end in (self.link, self.channel):
+                poll.register(end, select.POLLIN)
+            ready = {fd for fd, _ in poll.poll(max(0.0, 1000 * (deadline - time.monotonic())))}
+            if self.channel.fileno() in ready:
+                self.hear()
+            if not ready or self.link.fileno() in ready:
+                break
+        self.link.settimeout(max(0.001, deadline - time.monotonic()))
+
+    def hear(self) -> bool:
+        """What the back-end says by itself, and our answer; False when it will say no more."""
+        assert self.channel is not None
+        try:
+            data = self.channel.recv(MOST)
+        except BlockingIOError:
+            return True
+        except OSError:
+            data = b""
+        self.said += data
+        while len(self.said) >= HEADER.size:
+            kind, flags, size = HEADER.unpack_from(self.said)
+            if flags & 3 != PROTOCOL_VERSION or size > MOST:
+                raise BackendError(f"what it says by itself is nothing: {self.said[: HEADER.size].hex()}")
+            if len(self.said) < HEADER.size + size:
+                break
+            self.said = self.said[HEADER.size + size :]
+            self._heed(kind, flags)
+        if not data:
+            self.channel.close()
+            self.channel = None
+        return bool(data)
+
+    def _heed(self, kind: int, flags: int) -> None:
+        assert self.channel is not None
+        known = kind == CONFIG_CHANGED
+        self.config_changed |= known
+        if flags & NEED_REPLY:
+            answer = HEADER.pack(kind, PROTOCOL_VERSION | REPLY, 8) + (0 if known else REFUSED).to_bytes(8, "little")
+            try:
+                self.channel.sendall(answer)
+            except OSError as error:
+                raise BackendError(f"it takes no answer to what it says by itself: {error.strerror}") from error
 
     # What takes more than one field
 
@@ -161,6 +231,11 @@ class Session:
     def set_config(self, offset: int, data: bytes) -> None:
         self.send(Ask.SET_CONFIG, CONFIG.pack(offset, len(data), 0) + data)
 
+    def set_status(self, status: int) -> None:
+        """Tell the device's status, if the back-end wants to know."""
+        if self.protocol & P_STATUS:
+            self.send(Ask.SET_STATUS, pack("<Q", status))
+
     def set_vring(self, request: Ask, index: int, number: int) -> None:
         self.send(request, pack("<II", index, number))
 
@@ -175,10 +250,16 @@ class Session:
 
     def close(self) -> None:
         """End it for everybody who has the descriptor, which stays open for whoever still waits for it."""
-        try:
-            self.link.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return
+        for end in (self.link, self.channel):
+            if end is not None:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def let_go(self) -> None:
+        """Close the descriptors."""
+        self.link.close()
+        if self.channel is not None:
+            self.channel.close()
 
 
 def dial(path: str) -> socket.socket:

@@ -50,16 +50,23 @@ def ram() -> Iterator[Ram]:
 @contextmanager
 def backend(folder: Path, *modes: str) -> Iterator[subprocess.Popen[bytes]]:
     """The back-end's process, when it listens."""
-    file, place = folder / "disk", folder / "socket"
+    file = folder / "disk"
     if not file.exists():
         file.write_bytes(bytes(512 * SECTORS))
-    place.unlink(missing_ok=True)
-    with subprocess.Popen([sys.executable, str(BACKEND), str(place), str(file), *modes]) as process:
+    with backend_process(folder, "disk", *modes) as process:
         try:
-            wait(place.exists)
             yield process
         finally:
             process.kill()
+
+
+def backend_process(folder: Path, file: str, *modes: str) -> subprocess.Popen[bytes]:
+    """The back-end, which listens."""
+    place = folder / "socket"
+    place.unlink(missing_ok=True)
+    process = subprocess.Popen([sys.executable, str(BACKEND), str(place), str(folder / file), *modes])
+    wait(place.exists)
+    return process
 
 
 def wait(until: Callable[[], object], seconds: float = 10) -> None:
@@ -221,6 +228,17 @@ def test_many_deaths_lose_nothing(
         process.wait()
         content = (tmp_path / "disk").read_bytes()
         assert [content[512 * n] for n in range(80)] == list(range(1, 81))
+
+
+def test_a_back_end_that_comes_anew_has_its_cache_off_before_its_rings(ram: Ram, tmp_path: Path) -> None:
+    with backend(tmp_path) as process, disk(ram, tmp_path) as rig:
+        rig.start()
+        rig.write(Register.CONFIG + VhostBlock.WRITEBACK, 0, 1)
+        process.kill()
+        process.wait()
+        with backend(tmp_path, "through"):
+            assert request(rig, Kind.OUT, 0, b"x" * 512) == [bytes([OK])]
+            assert rig.read(Register.CONFIG + VhostBlock.WRITEBACK, 1) == 0
 
 
 @pytest.mark.parametrize("rings", [(), ("packed",)])

@@ -1,9 +1,10 @@
 """A vhost-user disk over a file, written from the protocol's text: a process of its own, which checks what it is told.
 
-    vhost_backend.py SOCKET FILE [die] [inflight] [full] [net|rng]
+    vhost_backend.py SOCKET FILE [die] [inflight] [full] [through] [net|rng]
 
 net: a network card in its place, which sends every frame back.  rng: a source of entropy, all of whose bytes are 7.
 die: take 8 requests, give every other one back, and end.  inflight: keep a record of requests in shared memory.
+through: has a write cache, which must be off before there are requests.
 full: be told the device's status and of resets, and say when the file has got another size.
 """
 
@@ -18,9 +19,11 @@ from typing import Any, NamedTuple
 
 VERSION_1, PROTOCOL = 1 << 32, 1 << 30
 MQ, REPLY_ACK, BACKEND_REQ, CONFIG, INFLIGHT, RESET_DEVICE, STATUS = (1 << bit for bit in (0, 3, 5, 9, 12, 13, 16))
-FEATURES = VERSION_1 | PROTOCOL | 1 << 9 | 1 << 12  # FLUSH, MQ
+FEATURES = VERSION_1 | PROTOCOL | 1 << 9 | 1 << 11 | 1 << 12  # FLUSH, CONFIG_WCE, MQ
+WRITEBACK = 32  # where that is in the configuration
 QUEUES = 4
-ENTRIES = 1024  # of a queue in the record of what is in flight: a byte each
+ENTRIES = 1024  # of a queue in the record of what is in flight: a byte each, ...
+LAST, KNOWN, STRIDE = 1024, 1026, 1028  # ... then the head that was given back last, and used.idx after that
 
 
 class Region(NamedTuple):
@@ -50,6 +53,7 @@ class Disk:
         self.held: list[tuple[int, int]] = []
         self.channel: socket.socket | None = None
         self.status = 0
+        self.writeback = 1
         self.size = os.fstat(self.file).st_size
 
     def serve(self) -> None:
@@ -142,6 +146,7 @@ class Disk:
         return answer
 
     def on_12(self, payload: bytes, fds: list[int]) -> None:  # SET_VRING_KICK
+        assert not ("through" in self.modes and self.writeback)
         self.rings[unpack("<Q", payload)[0]].kick = fds[0]
 
     def on_13(self, payload: bytes, fds: list[int]) -> None:  # SET_VRING_CALL
@@ -177,17 +182,19 @@ class Disk:
 
     def on_24(self, payload: bytes, fds: list[int]) -> bytes:  # GET_CONFIG
         offset, size, _ = unpack_from("<III", payload)
-        config = pack("<Q", os.fstat(self.file).st_size // 512).ljust(256, b"\0")
+        config = bytearray(pack("<Q", os.fstat(self.file).st_size // 512).ljust(256, b"\0"))
+        config[WRITEBACK] = self.writeback
         return payload[:12] + config[offset : offset + size]
 
     def on_25(self, payload: bytes, fds: list[int]) -> None:  # SET_CONFIG
-        assert len(payload) == 12 + unpack_from("<I", payload, 4)[0]
+        assert unpack_from("<III", payload) == (WRITEBACK, 1, 0)
+        self.writeback = payload[12]
 
     def on_31(self, payload: bytes, fds: list[int]) -> tuple[bytes, list[int]]:  # GET_INFLIGHT_FD
         fd = os.memfd_create("inflight")
-        os.ftruncate(fd, QUEUES * ENTRIES)
+        os.ftruncate(fd, QUEUES * STRIDE)
         _, _, queues, size = unpack("<QQHH4x", payload)
-        return pack("<QQHH4x", QUEUES * ENTRIES, 0, queues, size), [fd]
+        return pack("<QQHH4x", QUEUES * STRIDE, 0, queues, size), [fd]
 
     def on_32(self, payload: bytes, fds: list[int]) -> None:  # SET_INFLIGHT_FD
         self.record = mmap.mmap(fds[0], unpack_from("<Q", payload)[0])
@@ -200,18 +207,12 @@ class Disk:
     def run(self, index: int) -> None:
         ring = self.rings[index]
         if self.record is not None:
-            mine = self.record[index * ENTRIES : (index + 1) * ENTRIES]
-            heads = [head for head in range(ring.num) if mine[head]]
-            known = {head for _, head in self.held}
-            for head in heads:
-                if head not in known:
-                    ring.base = (ring.base + 1) & 0xFFFF
-                    self.finish(index, head)
+            self.go_on(index, ring)
         while ring.base != self.word(ring, ring.avail + 2):
             head = self.word(ring, ring.avail + 4 + 2 * (ring.base % ring.num))
-            ring.base = (ring.base + 1) & 0xFFFF
             if self.record is not None:
-                self.record[index * ENTRIES + head] = 1
+                self.record[index * STRIDE + head] = 1
+            ring.base = (ring.base + 1) & 0xFFFF
             self.held.append((index, head))
             if "die" not in self.modes:
                 self.finish(*self.held.pop())
@@ -219,6 +220,18 @@ class Disk:
             for each in self.held[1::2]:
                 self.finish(*each)
             os._exit(0)
+
+    def go_on(self, index: int, ring: Ring) -> None:
+        """Do what another has begun.  It may have died before it noted what it had given back."""
+        at, used = index * STRIDE, ring.memory[ring.used + 2 : ring.used + 4]
+        if self.record[at + KNOWN : at + STRIDE] != used:
+            self.record[at + unpack_from("<H", self.record, at + LAST)[0]] = 0
+            self.record[at + KNOWN : at + STRIDE] = used
+        known = {head for _, head in self.held}
+        for head in range(ring.num):
+            if self.record[at + head] and head not in known:
+                ring.base = (ring.base + 1) & 0xFFFF
+                self.finish(index, head)
 
     def finish(self, index: int, head: int) -> None:
         """Do a request and give it back."""
@@ -246,13 +259,17 @@ class Disk:
         return 1
 
     def use(self, index: int, head: int, written: int) -> None:
-        ring = self.rings[index]
+        ring, at = self.rings[index], index * STRIDE
         used = self.word(ring, ring.used + 2)
         place = ring.used + 4 + 8 * (used % ring.num)
         ring.memory[place : place + 8] = pack("<II", head, written)
-        ring.memory[ring.used + 2 : ring.used + 4] = pack("<H", (used + 1) & 0xFFFF)
+        after = pack("<H", (used + 1) & 0xFFFF)
         if self.record is not None:
-            self.record[index * ENTRIES + head] = 0
+            self.record[at + LAST : at + KNOWN] = pack("<H", head)
+        ring.memory[ring.used + 2 : ring.used + 4] = after
+        if self.record is not None:
+            self.record[at + head] = 0
+            self.record[at + KNOWN : at + STRIDE] = after
         os.write(ring.call, (1).to_bytes(8, "little"))
 
 

@@ -14,6 +14,7 @@ class VhostBlock(VhostUser):
     orders = ("size",)
     CONFIG_BYTES = 60  # up to what came with WRITE_ZEROES
     NUM_QUEUES, WRITEBACK = 34, 32  # offsets
+    F_CONFIG_WCE = 1 << 11
 
     def __init__(self, backend: Backend, sizes: tuple[int, ...], features: int = DEVICE_BITS) -> None:
         super().__init__(backend, sizes, features)
@@ -32,20 +33,18 @@ class VhostBlock(VhostUser):
         return int.from_bytes(self.bytes[:8], "little") * 512
 
     def configure(self, offset: int, data: bytes) -> None:
-        if offset == self.WRITEBACK and len(data) == 1:
+        if offset == self.WRITEBACK and len(data) == 1 and self.host.first_features & self.F_CONFIG_WCE:
             self.bytes = self.bytes[:offset] + data + self.bytes[offset + 1 :]
+            self.host.preset = offset, data
             self.host.set_config(offset, data)
 
     def renew(self) -> None:
-        """It may be a disk of another size, and one that has not heard of the cache."""
+        """It may be a disk of another size.  Of the cache the driver decides."""
         data = self.host.read_config(self.CONFIG_BYTES)
         if data is None:
             return
         data, at = self._patched(data), self.WRITEBACK
-        if data[at] != self.bytes[at]:
-            cache = self.bytes[at : at + 1]
-            self.host.set_config(at, cache)
-            data = data[:at] + cache + data[at + 1 :]
+        data = data[:at] + self.bytes[at : at + 1] + data[at + 1 :]
         if data != self.bytes:
             self.bytes = data
             self.config_changed()

@@ -49,6 +49,7 @@ class Backend(Host):
 
     impatient = True
     mtu = 0  # of a network card, that the back-end is told
+    preset: tuple[int, bytes] | None = None  # of the configuration, that it has to know before it gets the rings
 
     def __init__(
         self, name: str, dial: Callable[[], Session], queues: int, retry: float = RETRY, shadow: bool = False
@@ -171,6 +172,8 @@ class Backend(Host):
             raise BackendError(f"it does not take the features {accepted:#x} that it has offered")
         if session.protocol & P_INFLIGHT:
             self._share_inflight(session)
+        if self.preset:
+            session.set_config(*self.preset)
         if self.mtu and session.protocol & P_MTU:
             session.send(Ask.NET_SET_MTU, pack("<Q", self.mtu))
         self._share_memory(session)

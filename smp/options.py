@@ -42,8 +42,8 @@ from smp.qemu_options import (
 from smp.ram_options import BACKENDS, is_backend, read_backend, read_numa
 from smp.serial_ports import check_port
 from smp.share_options import read_fsdev, read_share, read_virtfs
-from smp.vhost_options import BACKEND, GENERIC_DEVICE, SCSI_DEVICE, STANDARD, check_vhost, unavailable
 from smp.version import VERSION
+from smp.vhost_options import BACKEND, GENERIC_DEVICE, SCSI_DEVICE, STANDARD, check_vhost, unavailable
 from smp.virtio_options import (
     COMMON,
     GENERIC,

@@ -297,7 +297,6 @@ def test_what_a_back_end_says_by_itself_is_answered() -> None:
     assert session.config_changed
     assert heard == [pack("<IIIQ", 2, 5, 8, 0) + pack("<IIIQ", 99, 5, 8, 1)]
     session.close()
-    session.let_go()
 
 
 @pytest.mark.parametrize("used", [(1, 5, 0), (60, 0, 0), (2, 0, 0)])
@@ -587,11 +586,14 @@ def test_a_file_systems_configuration_is_ours(tmp_path: Path) -> None:
         made.close()
 
 
-def test_a_back_end_goes_through_lives_of_the_machine(tmp_path: Path) -> None:
-    """Each life has RAM and an I/O process of its own; in the second one the back-end is started anew."""
+def test_a_back_end_goes_through_lives_of_the_machine(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each life has RAM and an I/O process of its own; in the second one the back-end is started anew.
+
+    The old connection is still open in this process then, and must not be taken for the new one.
+    """
     process = None
     try:
-        with backend(tmp_path) as first:
+        with backend(tmp_path, "full") as first:
             io = IoConfig({3: open_disk(tmp_path)})
             for life in range(4):
                 with io_memory() as ram:
@@ -605,9 +607,12 @@ def test_a_back_end_goes_through_lives_of_the_machine(tmp_path: Path) -> None:
                         first.kill()
                         first.wait()
                         (tmp_path / "socket").unlink()
-                        words = [sys.executable, str(BACKEND), str(tmp_path / "socket"), str(tmp_path / "disk")]
+                        words = [sys.executable, str(BACKEND), str(tmp_path / "socket"), str(tmp_path / "disk"), "full"]
                         process = subprocess.Popen(words)
                     assert hart.ask(pack("<IIQ", Kind.IN, 0, life), 512, 1)[1] == [data, bytes([OK])]
+                    if life == 1:
+                        time.sleep(0.3)
+                        assert capfd.readouterr().err.count("is there again") == 1
                     assert finish(child) == 0
             io.close()
     finally:

@@ -219,11 +219,16 @@ class Backend(Host):
     def _lost(self, why: str) -> None:
         if self.session is None:
             return
-        self.let_go(self.session.link.fileno())
-        self.session.close()
-        self.session = None
+        self._end_session()
         self._say(f"{why}; waiting for it to come back")
         self._wake_later()
+
+    def _end_session(self) -> None:
+        if self.session is not None:
+            for end in self.session.ends():
+                self.let_go(end.fileno())
+            self.session.close()
+            self.session = None
 
     def _wake_later(self) -> None:
         if self.timer < 0:
@@ -259,7 +264,7 @@ class Backend(Host):
         wanted = dict.fromkeys(self.calls, IN)
         if self.session is not None:
             wanted[self.session.link.fileno()] = IN
-            if self.session.channel is not None:
+            if self.session.channel is not None and self.session.listens:
                 wanted[self.session.channel.fileno()] = IN
         elif self.timer >= 0:
             wanted[self.timer] = IN
@@ -301,10 +306,7 @@ class Backend(Host):
         for fd in (*self.kicks, *self.calls):
             os.close(fd)
         self.kicks, self.calls = [], []
-        if self.session is not None:
-            self.session.close()
-            self.session.let_go()
-            self.session = None
+        self._end_session()
         if self.shadow:
             self.shadow.close()
 

@@ -72,6 +72,7 @@ class Session:
     queues = 0  # that it has at most; 0 if it does not say
     channel: socket.socket | None = None
     said = b""  # the beginning of what it says by itself
+    listens = False  # to the channel
     config_changed = False  # it has said so; whoever reads the configuration again takes it back
 
     def __init__(self, link: socket.socket) -> None:
@@ -81,7 +82,6 @@ class Session:
             self._introduce()
         except BaseException:
             self.close()
-            self.let_go()
             raise
 
     def _introduce(self) -> None:
@@ -101,6 +101,7 @@ class Session:
     def _open_channel(self) -> None:
         self.channel, theirs = socket.socketpair()
         self.channel.setblocking(False)
+        self.listens = True
         with theirs:
             self.send(Ask.SET_BACKEND_REQ_FD, b"", [theirs.fileno()])
 
@@ -172,7 +173,7 @@ class Session:
 
     def _await_answer(self, deadline: float) -> None:
         """Wait for an answer.  A back-end may first want one from us to what it says by itself."""
-        while self.channel is not None:
+        while self.channel is not None and self.listens:
             poll = select.poll()
             for end in (self.link, self.channel):
                 poll.register(end, select.POLLIN)
@@ -183,13 +184,13 @@ class Session:
                 break
         self.link.settimeout(max(0.001, deadline - time.monotonic()))
 
-    def hear(self) -> bool:
-        """What the back-end says by itself, and our answer; False when it will say no more."""
+    def hear(self) -> None:
+        """What the back-end says by itself, and our answer."""
         assert self.channel is not None
         try:
             data = self.channel.recv(MOST)
         except BlockingIOError:
-            return True
+            return
         except OSError:
             data = b""
         self.said += data
@@ -201,10 +202,7 @@ class Session:
                 break
             self.said = self.said[HEADER.size + size :]
             self._heed(kind, flags)
-        if not data:
-            self.channel.close()
-            self.channel = None
-        return bool(data)
+        self.listens = bool(data)
 
     def _heed(self, kind: int, flags: int) -> None:
         assert self.channel is not None
@@ -248,18 +246,16 @@ class Session:
             os.close(fd)
         raise BackendError("its answer to GET_INFLIGHT_FD has no descriptor")
 
-    def close(self) -> None:
-        """End it for everybody who has the descriptor, which stays open for whoever still waits for it."""
-        for end in (self.link, self.channel):
-            if end is not None:
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
+    def ends(self) -> list[socket.socket]:
+        """The sockets that are open."""
+        return [self.link] if self.channel is None else [self.link, self.channel]
 
-    def let_go(self) -> None:
-        """Close the descriptors."""
-        self.link.close()
-        if self.channel is not None:
-            self.channel.close()
+    def close(self) -> None:
+        """End it for everybody who has the descriptors."""
+        for end in self.ends():
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
 
 
 def dial(path: str) -> socket.socket:

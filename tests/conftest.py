@@ -18,11 +18,16 @@ def bare() -> Iterator[Bare]:
 
 
 @pytest.fixture(scope="module")
-def translating() -> Iterator[Bare]:
-    """The same with the translator; skips where the host can't run it."""
+def translator() -> None:
+    """Skips where the host can't run it."""
     try:
         check_engine(MachineConfig(engine="jit"))
     except ConfigError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def translating(translator: None) -> Iterator[Bare]:
+    """`bare` with the translator."""
     with bare_machine(runs="jit") as made:
         yield made

@@ -1,12 +1,15 @@
 """A 9P2000.L client without a guest: messages packed from the protocol's description, over tests/fake_driver.py."""
 
+import contextlib
 import errno
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from struct import calcsize, pack, unpack, unpack_from
 
-from fake_driver import Rig
+import pytest
+from fake_driver import Rig, machine_memory
 
 from virtio.host_owners import MODELS
 from virtio.host_tree import Handle, HostTree
@@ -191,3 +194,25 @@ class Client:
     def getlock(self, fid: int, kind: int, process: int, start: int = 0, length: int = 0) -> tuple[int, int, int]:
         answer = self.call(54, pack("<IBQQI", fid, kind, start, length, process) + s(b"host"))
         return unpack_from("<BQQ", answer)
+
+
+@contextlib.contextmanager
+def refused(*numbers: int) -> Iterator[None]:
+    """What is in it gets an Rlerror: one of these, or any."""
+    with pytest.raises(NinepError) as caught:
+        yield
+    assert not numbers or caught.value.errno in numbers, caught.value
+
+
+# Fixtures; a test module has its own `folder`.
+
+
+@pytest.fixture(scope="module")
+def ram() -> Iterator[Ram]:
+    with machine_memory() as found:
+        yield found
+
+
+@pytest.fixture
+def client(ram: Ram, folder: Path) -> Client:
+    return Client(ram, folder)

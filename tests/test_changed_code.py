@@ -17,10 +17,7 @@ from test_guest_programs import TIMEOUT, build, builder
 from mem.machine import machine
 from mem.regions import CODE_TABLE, HOT
 from mem.tlb import NO_FAULT
-from smp.boot import check_engine
 from smp.codecache import CodePage, CodeTable, page_record
-from smp.config import MachineConfig
-from smp.cpu import ConfigError
 from smp.hart import MPP, MPP_SHIFT, SUPERVISOR
 from smp.hot import HotBlocks, note_busy
 from smp.optimizer import Optimizer
@@ -28,14 +25,6 @@ from smp.translated import run_translated
 
 ROOT = Path(__file__).resolve().parent.parent
 JIT = ("--engine", "jit", "--stats")
-
-
-@pytest.fixture
-def translator() -> None:
-    try:
-        check_engine(MachineConfig(engine="jit"))
-    except ConfigError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

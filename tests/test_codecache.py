@@ -12,23 +12,14 @@ from bare import RAM_BASE, Bare, bare_machine, i
 from test_guest_programs import build
 
 from mem.regions import CODE_TABLE
-from smp.boot import check_engine
 from smp.codecache import CodeTable, check_page, page_record, version_of
-from smp.config import MachineConfig
-from smp.cpu import ConfigError
+
+pytestmark = pytest.mark.usefixtures("translator")
 
 TINY = 128 << 10
 A0 = 10
 PAGE = 4096
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(autouse=True, scope="module")
-def translator() -> None:
-    try:
-        check_engine(MachineConfig(engine="jit"))
-    except ConfigError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -1,30 +1,37 @@
 """virtio-9p: every message does to the host's folder what it says, seen from both sides."""
 
-import contextlib
 import errno
 import fcntl
 import os
 import random
 import socket
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from struct import pack, unpack_from
 
 import pytest
-from fake_driver import machine_memory
-from ninep_client import MSIZE, O_APPEND, O_EXCL, O_RDWR, O_TRUNC, O_WRONLY, ROOT, Client, NinepError, open_handles, s
+from ninep_client import (
+    MSIZE,
+    O_APPEND,
+    O_EXCL,
+    O_RDWR,
+    O_TRUNC,
+    O_WRONLY,
+    ROOT,
+    Client,
+    client,
+    open_handles,
+    ram,
+    refused,
+    s,
+)
 
 from virtio.queue import Ram
 
+__all__ = ["client", "ram"]
+
 REMOVE_FOLDER = 0x200
 MODE, UID, GID, SIZE, ATIME, MTIME, GIVEN_ATIME, GIVEN_MTIME = 1, 2, 4, 8, 16, 32, 128, 256
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Ram]:
-    with machine_memory() as found:
-        yield found
 
 
 @pytest.fixture
@@ -34,18 +41,6 @@ def folder(tmp_path: Path) -> Path:
     (shared / "file").write_bytes(b"contents\n")
     (shared / "sub" / "deep" / "leaf").write_bytes(b"leaf\n")
     return shared
-
-
-@pytest.fixture
-def client(ram: Ram, folder: Path) -> Client:
-    return Client(ram, folder)
-
-
-@contextlib.contextmanager
-def refused(*numbers: int) -> Iterator[None]:
-    with pytest.raises(NinepError) as caught:
-        yield
-    assert caught.value.errno in numbers, caught.value
 
 
 # The session

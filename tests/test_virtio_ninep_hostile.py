@@ -6,28 +6,22 @@ import gc
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from struct import pack, unpack_from
 
 import pytest
-from fake_driver import machine_memory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ninep_client import NO_FID, O_RDWR, ROOT, Client, NinepError, open_handles, s
+from ninep_client import NO_FID, O_RDWR, ROOT, Client, NinepError, client, open_handles, ram, refused, s
 
 from virtio import host_calls, host_tree, ninep_session
 from virtio.host_tree import Handle, Node, raise_limits
 from virtio.ninep_messages import FIELDS, Message
 from virtio.queue import Ram
 
+__all__ = ["client", "ram"]
+
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Ram]:
-    with machine_memory() as found:
-        yield found
 
 
 @pytest.fixture
@@ -38,18 +32,6 @@ def folder(tmp_path: Path) -> Path:
     (shared / "file").write_bytes(b"contents\n")
     (tmp_path / "secret").write_bytes(b"secret\n")
     return shared
-
-
-@pytest.fixture
-def client(ram: Ram, folder: Path) -> Client:
-    return Client(ram, folder)
-
-
-@contextlib.contextmanager
-def refused(*numbers: int) -> Iterator[None]:
-    with pytest.raises(NinepError) as caught:
-        yield
-    assert not numbers or caught.value.errno in numbers, caught.value
 
 
 def outside(folder: Path) -> list[tuple[str, bytes]]:

@@ -3,20 +3,14 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_driver import machine_memory
-from ninep_client import O_RDWR, Client, NinepError
+from ninep_client import O_RDWR, Client, NinepError, ram
 
 from virtio.queue import Ram
 
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Ram]:
-    with machine_memory() as found:
-        yield found
+__all__ = ["ram"]
 
 
 @pytest.fixture

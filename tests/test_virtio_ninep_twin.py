@@ -4,27 +4,21 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-from fake_driver import machine_memory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ninep_client import ROOT, Client, NinepError
+from ninep_client import ROOT, Client, NinepError, ram
 
 from virtio.queue import Ram
+
+__all__ = ["ram"]
 
 FOLDERS = st.sampled_from(["", "d", "d/d", "s"])
 NAMES = st.sampled_from(["a", "b", "d", "s"])
 PLACES = st.tuples(FOLDERS, NAMES)
 MODES = st.sampled_from([0o600, 0o644, 0o755, 0o700])
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Ram]:
-    with machine_memory() as found:
-        yield found
 
 
 class Messages:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import re
+import termios
 import time
 from pathlib import Path
 
@@ -232,3 +233,13 @@ def test_no_reboot_ends_linux_at_its_reboot(guest: Guest) -> None:
     with Console(*options(guest, 1, append, "-no-reboot")) as console:
         assert console.wait(TIMEOUT) == 0
         assert console.text().count("Linux version") == 1
+
+
+def test_a_console_of_several_ports_has_the_size_of_its_terminal(guest: Guest, tmp_path: Path) -> None:
+    """Columns come first in the message, as in the specification; Linux before 6.12.66 took them for rows."""
+    port = ("-chardev", "stdio,id=c", "-device", "virtio-serial-device", "-device", "virtconsole,chardev=c")
+    words = options(guest, 1, run_script("sleep 1; stty size </dev/hvc0"), "-serial", f"file:{tmp_path}/log", *port)
+    with Console(*words, "-monitor", "none", terminal=True) as console:
+        termios.tcsetwinsize(console.slave, (41, 101))
+        assert console.wait(TIMEOUT) == 0
+    assert "\n41 101\n" in (tmp_path / "log").read_text(errors="replace").replace("\r", "")

@@ -227,7 +227,7 @@ class Console(Device):
                 self._say(number, Event.PORT_OPEN, int(port.told_open))
             if port.is_console and self.negotiated & F_SIZE and port.host.size() != port.shown:
                 port.shown = port.host.size()
-                # Columns first (virtio 1.3, 5.3.6.2); Linux before 6.15, 6.12.66 and their like takes them for rows.
+                # Columns first (virtio 1.3, 5.3.6.2); Linux 6.12 does as well, and took them for rows before 6.12.66.
                 self._say(number, Event.RESIZE, 0, pack("<HH", *port.shown))
         self._tell()
 

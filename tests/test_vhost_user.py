@@ -1,18 +1,15 @@
-"""Devices that another process serves: what it is given, what becomes of requests when it dies, and hostile answers."""
+"""Devices that another process serves: what it is given, and what becomes of requests when it dies."""
 
 import os
 import random
 import select
-import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from struct import pack, unpack
+from struct import pack
 from typing import Any
 
 import pytest
@@ -25,7 +22,6 @@ from mem.reservation import NONE, Reservations
 from mem.window import Register
 from smp import options, vhost_setup
 from smp.config import DeviceConfig, MachineConfig, SerialConfig, check
-from smp.cpu import ConfigError
 from smp.io_setup import ring_features
 from smp.net_setup import open_networks
 from smp.vhost_options import STANDARD
@@ -35,7 +31,7 @@ from virtio.process import IoConfig
 from virtio.queue import Ram
 from virtio.vhost_devices import VhostBlock, VhostFs
 from virtio.vhost_user import Backend
-from virtio.vhost_wire import BackendError, Session, dial
+from virtio.vhost_wire import Session, dial
 
 BACKEND = Path(__file__).with_name("vhost_backend.py")
 SECTORS = 256
@@ -89,6 +85,10 @@ def turn(host: Backend, rig: Rig | None = None) -> None:
 
 def machine_of(folder: Path) -> MachineConfig:
     return MachineConfig(chardevs=(SerialConfig("unix", str(folder / "socket"), "c0", (("reconnect-ms", "20"),)),))
+
+
+def parsed(text: str) -> MachineConfig:
+    return options.parse(["-bios", "none", "-kernel", __file__, *text.split()])
 
 
 def open_disk(folder: Path, queues: int = 1, *rings: str) -> VhostBlock:
@@ -277,49 +277,6 @@ def test_the_driver_is_told_of_another_size(ram: Ram, tmp_path: Path) -> None:
             assert rig.interrupts() & 2 and rig.device.host.session is not None
 
 
-def test_what_a_back_end_says_by_itself_is_answered() -> None:
-    heard: list[bytes] = []
-
-    def answers(link: socket.socket) -> None:
-        while len((got := socket.recv_fds(link, 12, 4))[0]) == 12:
-            data, fds, _, _ = got
-            request, flags, size = unpack("<III", data)
-            link.recv(size)
-            if fds:
-                channel = socket.socket(fileno=fds[0])
-                channel.sendall(pack("<III", 2, 9, 0) + pack("<III", 99, 9, 8) + bytes(8) + pack("<III", 2, 1, 0))
-                heard.append(channel.recv(20, socket.MSG_WAITALL) + channel.recv(20, socket.MSG_WAITALL))
-            value = {1: 1 << 30 | 1 << 32, 15: 1 << 3 | 1 << 5 | 1 << 9}.get(request, 0)
-            if flags & 8 or request in (1, 15):
-                link.sendall(pack("<IIIQ", request, 5, 8, value))
-
-    session = Session(hostile(answers))
-    assert session.config_changed
-    assert heard == [pack("<IIIQ", 2, 5, 8, 0) + pack("<IIIQ", 99, 5, 8, 1)]
-    session.close()
-
-
-@pytest.mark.parametrize("used", [(1, 5, 0), (60, 0, 0), (2, 0, 0)])
-def test_a_back_end_that_gives_back_what_it_has_not_is_left(
-    ram: Ram, tmp_path: Path, used: tuple[int, int, int], capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Index, head and length that it writes into a ring of ours; the request is then another's to do."""
-    with backend(tmp_path) as process, disk(ram, tmp_path, 1, "packed") as rig:
-        rig.start()
-        host = rig.device.host
-        process.send_signal(signal.SIGSTOP)
-        rig.rings[0].add(pack("<IIQ", Kind.IN, 0, 0), 512, 1)
-        rig.notify()
-        index, head, written = used
-        host.rings[0].used[:12] = pack("<HHII", 0, index, head, written)
-        host.called.add(0)
-        rig.transport.poll()
-        assert host.session is None and "it gives back" in capfd.readouterr().err and not rig.needs_reset()
-        process.send_signal(signal.SIGCONT)
-        done(rig)
-        assert len(rig.rings[0].collect()) == 1
-
-
 def test_a_long_request_waits_for_room(ram: Ram, tmp_path: Path) -> None:
     """Tables of descriptors take more of our ring than they take of the driver's."""
     with backend(tmp_path), disk(ram, tmp_path, 1, "packed") as rig:
@@ -411,138 +368,6 @@ def test_indices_that_make_no_sense_are_the_drivers_own_trouble(ram: Ram, tmp_pa
             rig.notify()
             host.rings[0].again()
             assert len(host.rings[0].heads) <= 2 * 64
-
-
-# Hostile back-ends
-
-
-def hostile(answers: Callable[[socket.socket], None]) -> socket.socket:
-    """The front end's side of a connection to a thread that answers."""
-    ours, theirs = socket.socketpair()
-
-    def serve() -> None:
-        with theirs:
-            try:
-                answers(theirs)
-            except OSError:
-                return
-
-    threading.Thread(target=serve, daemon=True).start()
-    return ours
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_answers_without_sense_end_the_connection(seed: int) -> None:
-    chance = random.Random(seed)
-
-    def answers(link: socket.socket) -> None:
-        while data := link.recv(4096):
-            request = unpack("<I", data[:4])[0]
-            good = pack("<IIIQ", request, 5, 8, 1 << 30 | 1 << 32 | chance.getrandbits(64))
-            kind = chance.randrange(6)
-            if kind == 0:
-                good = chance.randbytes(20)
-            elif kind == 1:
-                good = pack("<III", request, 5, chance.choice([0, 4, 7, 9, 4096])) + bytes(4096)
-            elif kind == 2:
-                good = good[: chance.randrange(len(good))]
-            fds = [0] * chance.randrange(3)
-            socket.send_fds(link, [good], fds)
-            if kind == 2:
-                return
-
-    before = len(os.listdir("/proc/self/fd"))
-    link = hostile(answers)
-    with pytest.raises(BackendError):
-        session = Session(link)
-        for _ in range(50):
-            session.config(60)
-            session.new_inflight(1, 64)
-    link.close()
-    wait(lambda: len(os.listdir("/proc/self/fd")) <= before)
-
-
-def test_a_back_end_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("virtio.vhost_wire.PATIENCE", 0.1)
-
-    def drip(link: socket.socket) -> None:
-        link.recv(4096)
-        while True:
-            link.sendall(b"\1")
-            time.sleep(0.03)
-
-    for answers in (lambda link: time.sleep(1), drip):
-        began = time.monotonic()
-        with pytest.raises(BackendError, match=r"does not answer|is none"):
-            Session(hostile(answers))
-        assert time.monotonic() - began < 0.5
-
-
-def test_a_back_end_that_talks_unasked_is_left(ram: Ram, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with backend(tmp_path), disk(ram, tmp_path) as rig:
-        rig.start()
-        host: Backend = rig.device.host
-        other, theirs = socket.socketpair()
-        assert host.session is not None
-        host.session.link.close()
-        host.session.link = other
-        theirs.sendall(b"boo")
-        turn(host)
-        assert host.session is None and "nobody asked" in capfd.readouterr().err
-        theirs.close()
-        wait(lambda: turn(host) or host.session is not None)
-        assert request(rig, Kind.IN, 0, 512)[1] == bytes([OK])
-
-
-# Options
-
-
-def parsed(text: str) -> MachineConfig:
-    return options.parse(["-bios", "none", "-kernel", __file__, *text.split()])
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("-device vhost-user-blk-device", "chardev=ID"),
-        ("-device vhost-user-blk-pci,chardev=c0", "no such chardev c0 socket,path=FILE"),
-        ("-device vhost-user-blk-pci,chardev=c0 -chardev null,id=c0", "null takes a socket"),
-        ("-device vhost-user-blk-pci,chardev=c0 -chardev socket,id=c0,path=/none", "/none start the back-end first"),
-        ("-device vhost-user-blk-pci,chardev=c0 -chardev socket,id=c0,path=x,server=on", "server=on server=off"),
-        ("-device vhost-user-device,chardev=c0", "virtio-id=NUMBER"),
-        ("-device vhost-user-device-pci,chardev=c0,virtio-id=4,vq_size=48", "vq_size=48 power"),
-        ("-device vhost-user-device,chardev=c0,virtio-id=4,config_size=257", "config_size=257 256"),
-        ("-device vhost-user-rng-pci", "chardev=ID"),
-        ("-device vhost-user-scsi,chardev=c,num_queues=0", "num_queues=0 32"),
-        ("-device vhost-user-gpu-pci,chardev=c", "vhost-user-gpu-pci display"),
-        ("-device vhost-user-blk-pci,chardev=c0,num-queues=33 -chardev socket,id=c0,path=x", "33 32"),
-        ("-device vhost-user-fs-pci,chardev=c0,num-request-queues=0 -chardev socket,id=c0,path=x", "queues=0 32"),
-        ("-device vhost-user-fs-pci,chardev=c0 -chardev socket,id=c0,path=x", "tag=NAME 36"),
-        ("-drive file=x,format=qcow3", "qcow3"),
-        ("-netdev vhost-user,id=n -device virtio-net,netdev=n", "chardev"),
-        ("-netdev vhost-user,id=n,chardev=c -device virtio-net,netdev=n", "-netdev chardev=c socket,path=FILE"),
-        (
-            "-chardev socket,id=c,path=/dev/null -netdev vhost-user,id=n,chardev=c "
-            "-netdev hubport,id=h,hubid=1,netdev=n",
-            "hubport netdev=n another",
-        ),
-    ],
-)
-def test_what_can_not_be_is_one_line(text: str, named: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        check(parsed(text))
-    for word in named.split():
-        assert word in str(error.value)
-
-
-def test_queues_that_a_back_end_has_not_are_refused(tmp_path: Path) -> None:
-    with backend(tmp_path), pytest.raises(ConfigError, match="has 4 queues, not 5"):
-        open_disk(tmp_path, queues=5)
-
-
-def test_a_back_end_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="start the back-end first"):
-        open_disk(tmp_path)
 
 
 def test_a_card_of_another_process(ram: Ram, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ BOOT_MODULES = ("virtio_mmio", "virtio_blk", "virtio_rng", "virtio_net", "virtio
 # Loaded at boot when the host shares a folder: stored the same way.
 SHARE_MODULES = ("9p", "9pnet_virtio")
 # For `modprobe`; stored as Debian ships them. ext4 asks for crc32c by its alias only.
-MORE_MODULES = ("ext4", "crc32c_generic", "virtio_balloon", "virtiofs", *SHARE_MODULES)
+MORE_MODULES = ("ext4", "crc32c_generic", "virtio_balloon", "virtiofs", "vmw_vsock_virtio_transport", *SHARE_MODULES)
 
 OPENSBI = f"usr/lib/{ARCHITECTURE}-linux-gnu/opensbi/generic"
 FIRMWARE = ("fw_dynamic.bin", "fw_jump.bin")

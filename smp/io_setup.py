@@ -6,6 +6,8 @@ Opens files, sockets and pseudo-terminals, so it runs in the supervisor, where a
 import errno
 import functools
 import os
+import socket
+import stat
 from collections.abc import Callable, Iterator
 
 from mem.memmap import VIRTIO_SLOTS
@@ -20,9 +22,11 @@ from smp.option_text import size
 from smp.serial_ports import CONSOLE, buses, offered_ports
 from smp.vhost_options import SCSI, STANDARD
 from smp.virtio_options import GENERIC, USERS, slot_of
+from smp.vsock_options import VSOCK
 from virtio.balloon import Balloon
 from virtio.blk import F_CONFIG_WCE, F_DISCARD, F_WRITE_ZEROES, Block
 from virtio.chardev import Stdio
+from virtio.charsocket import listen
 from virtio.console import Console, Port
 from virtio.device import Device
 from virtio.features import EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET
@@ -33,6 +37,8 @@ from virtio.ninep import Ninep
 from virtio.process import IoConfig
 from virtio.rng import Rng
 from virtio.throttle import Throttle
+from virtio.vsock import Vsock
+from virtio.vsock_host import VsockHost
 
 Made = tuple[DeviceConfig, Device]
 
@@ -91,6 +97,7 @@ MAKERS: dict[str, Callable[[DeviceConfig, MachineConfig], Device]] = {
         given.get("deflate-on-oom") == "on",
         given.get("free-page-reporting") == "on",
     ),
+    VSOCK: lambda given, config: vsock(given),
     "virtio-9p-device": lambda given, config: share(given, {folder.id: folder for folder in config.fsdevs}),
 }
 RING_BITS = {
@@ -130,6 +137,7 @@ def place(made: list[Made]) -> dict[int, Made]:
     return taken
 
 
+VSOCK_BACKLOG = 128  # calls of the host's that may wait
 BLOCK_BITS = {"config-wce": F_CONFIG_WCE, "discard": F_DISCARD, "write-zeroes": F_WRITE_ZEROES}
 
 
@@ -165,6 +173,20 @@ def share(given: DeviceConfig, folders: dict[str, FsdevConfig]) -> Ninep:
             text = f"{folder.option} {folder.path}: its file system has no extended attributes"
         raise ConfigError(f"{text}; choose another folder, or security_model=none") from error
     return Ninep(tree, os.fsencode(given.get("mount_tag")))
+
+
+def vsock(given: DeviceConfig) -> Vsock:
+    """Stream sockets, with the socket for the host's calls; a file of one that nobody has any more is replaced."""
+    path = given.get("path")
+    where = f"-device {VSOCK},path={path}"
+    if os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise ConfigError(f"{where}: is there and is not a socket; choose another path")
+    try:
+        listener = listen((socket.AF_UNIX, path))
+        listener.listen(VSOCK_BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.strerror}; choose another place") from error
+    return Vsock(int(given.get("guest-cid")), VsockHost(listener, path))
 
 
 def consoles(config: MachineConfig) -> list[Made]:

@@ -55,6 +55,7 @@ from smp.virtio_options import (
     check_property,
     properties,
 )
+from smp.vsock_options import OF_VSOCK, VSOCK, check_vsock, instead
 
 Fields = dict[str, Any]
 
@@ -104,6 +105,7 @@ DEVICES = {
     **dict.fromkeys(STANDARD, BACKEND),
     "virtio-serial-device": {"id": "name", "max_ports": "ports that its driver makes room for, 1 to 31"},
     "virtio-balloon-device": {"size": "memory that the guest is asked to do without (default 0)", "id": "name"},
+    VSOCK: OF_VSOCK,
     NET_DEVICE: CARD,
     "virtconsole": OF_PORT,
     "virtserialport": OF_PORT,
@@ -200,7 +202,7 @@ def read_device(text: str) -> Fields:
         return read_users_device(text, asked, items)
     driver, on_pci = canonical(asked, tuple(DEVICES))
     if driver not in DEVICES:
-        hint = unavailable(driver) or near(driver, DEVICES) or f"; there are {', '.join(DEVICES)}"
+        hint = instead(driver) or unavailable(driver) or near(driver, DEVICES) or f"; there are {', '.join(DEVICES)}"
         raise ConfigError(f"-device {driver}: no such device{hint}")
     mmio = asked == driver
     if items[1:] == ["help"]:
@@ -214,6 +216,8 @@ def read_device(text: str) -> Fields:
         raise ConfigError(f"-device {text}: needs {needed}=ID")
     if driver == NET_DEVICE:
         check_card(given)
+    if driver == VSOCK:
+        check_vsock(given)
     check_port(given)
     check_vhost(driver, given)
     if len(given.get("serial", "").encode(errors="surrogateescape")) > 20:

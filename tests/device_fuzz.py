@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from fake_driver import ACKNOWLEDGE_DRIVER, DATA, RAM_BYTES, PackedRing, Rig, machine_memory
 from forked_io import Hart, finish, fork_io, io_memory
+from fuzzed_vsock import connect, make_vsock, packet
 
 from mem import regions
 from mem.memmap import RAM_BASE, UART_BASE
@@ -71,10 +72,14 @@ class Source:
 
 
 class Target(NamedTuple):
-    """A device in a folder of its own, and what the head of a request for it looks like."""
+    """A device in a folder of its own, and what the head of a request for it looks like.
+
+    begin: what a driver that behaves does first, after half of all starts.
+    """
 
     make: Callable[[Path], Device]
     head: Callable[[Source], bytes]
+    begin: Callable[["Player"], None] = lambda player: None
 
 
 def make_disk(folder: Path) -> Device:
@@ -115,6 +120,7 @@ TARGETS = {
         lambda s: pack("<IHH", s.one((0, 1, 2, 0xFFFF_FFFF)), s.number(9), s.number(3)),
     ),
     "9p": Target(make_share, ninep_head),
+    "vsock": Target(make_vsock, packet, connect),
     "net": Target(make_card, lambda s: s.bytes(12) + bytes([s.number(8), s.number(8)]) + s.bytes(s.number(64))),
 }
 
@@ -137,7 +143,7 @@ def check_canaries(folder: Path) -> None:
     for page in PAGES:
         assert ctypes.string_at(page, 4096) == CANARY, f"a device wrote to {page:#x}, beside guest RAM"
     assert (folder / "beside").read_bytes() == CANARY, "a file that was not given has changed"
-    assert set(os.listdir(folder)) <= {"beside", "disk", "share"}, "a file was made where none was given"
+    assert set(os.listdir(folder)) <= {"beside", "disk", "share", "vsock"}, "a file was made where none was given"
 
 
 class Player:
@@ -163,6 +169,8 @@ class Player:
             self.rig.write(Register.STATUS, self.source.one((0, 3, 11, 15, 255)))
         packed = RING_PACKED | IN_ORDER if self.source.number(2) else 0
         self.rig.start(self.features | packed & self.offered, RING_SIZE)
+        if self.source.number(2):
+            self.target.begin(self)
 
     def ring(self) -> tuple[int, Any]:
         index = self.source.number(len(self.rig.rings))

@@ -238,7 +238,7 @@ class Vsock(Device):
         connection.stage = Stage.DEAD
         del self.connections[connection.ports]
         self.talkers.pop(connection, None)
-        self.host.let_go(connection)
+        self.host.part_with(connection)
 
     def _tell(self) -> None:
         """Tell the driver what there is to tell, as far as it has buffers: everyone in turn."""

@@ -208,7 +208,7 @@ class VsockHost(Host):
             self.epoll.unregister(link.fileno())
         link.close()
 
-    def let_go(self, connection: Connection) -> None:
+    def part_with(self, connection: Connection) -> None:
         """The guest is done with it; what is kept for the host still goes there."""
         self.leaving.pop(connection, None)
         if connection.output and connection.link and not connection.deaf:
@@ -250,4 +250,4 @@ class VsockHost(Host):
         if connections:
             os.eventfd_write(self.cut, 1)
         for connection in connections:
-            self.let_go(connection)
+            self.part_with(connection)

@@ -33,7 +33,6 @@ def test_qemus_spellings(name: str) -> None:
         (f"virtio-vsock-device,guest-cid=3,path=/tmp/{'v' * 92}", "has over 96 bytes; shorten it"),
         ("vhost-vsock-device,guest-cid=3", "give virtio-vsock-device,guest-cid=N,path=SOCKET"),
         ("vhost-vsock-pci,guest-cid=3", "give virtio-vsock-device,guest-cid=N,path=SOCKET"),
-        ("vhost-user-vsock-device,chardev=c", "give virtio-vsock-device,guest-cid=N,path=SOCKET"),
     ],
 )
 def test_what_is_refused_in_one_line(text: str, words: str) -> None:

@@ -25,10 +25,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from benchlib import build, machine, qemu, report  # noqa: E402
+from benchlib import build, devices, machine, qemu, report  # noqa: E402
 from benchlib.machine import Guest, Kind, Result, RunError  # noqa: E402
 from benchlib.results import NATIVE, OURS, QEMU, Results, geomean  # noqa: E402
-from benchlib.rows import BenchError, Row, all_rows, select  # noqa: E402
+from benchlib.rows import DEVICES, BenchError, Row, all_rows, select  # noqa: E402
 
 from smp import guest  # noqa: E402
 
@@ -49,6 +49,7 @@ def test_threaded_rows_go_up_to_the_number_of_harts() -> None:
 def test_only_takes_rows_and_families() -> None:
     assert [row.name for row in select(all_rows(2), ["cas", "sort", "work-2"])] == ["sort", "work-2", "cas-1", "cas-2"]
     assert select(all_rows(4), []) == all_rows(4)
+    assert [row.name for row in select(DEVICES, ["rand", "rr"])] == ["rand-1", "rand-8", "rr"]
     with pytest.raises(BenchError, match=r"--only cass: no such row; rows are mix, sort"):
         select(all_rows(4), ["cass"])
 
@@ -127,6 +128,34 @@ def test_a_guest_gets_programs_and_sizes_on_its_command_line(tmp_path: Path) -> 
     options = guest.options(4, "sort", "cas-2")
     assert options[options.index("-append") + 1] == "a=b rdinit=/bench -- init quick sort cas-2"
     assert options[:4] == ["-smp", "4", "-m", "1G"]
+
+
+def test_a_guest_with_devices_gets_their_options_and_is_told_to_set_them_up(tmp_path: Path) -> None:
+    _, guest = fake(tmp_path, "")
+    devices.fill(tmp_path / "disk", devices.PIECE)
+    made = devices.Devices(tmp_path / "disk", 77, "user")
+    seen = []
+    for name in (OURS, QEMU):
+        with made.plugged(Kind(name), guest) as plugged:
+            seen.append(plugged.options(4, "rr"))
+    assert seen[0] == seen[1]
+    assert seen[0][5 + 4] == "a=b rdinit=/bench -- init quick devices port=77 rr"
+    assert f"file={tmp_path}/disk,format=raw,if=none,id=disk" in seen[0]
+
+
+def test_qemus_passt_ends_with_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "passt").write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nsleep 1000\n")
+    (tmp_path / "passt").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    _, guest = fake(tmp_path, "")
+    devices.fill(tmp_path / "disk", devices.PIECE)
+    with devices.Devices(tmp_path / "disk", 77, "passt").plugged(Kind(QEMU), guest) as plugged:
+        (fd,) = plugged.fds
+        assert f"stream,id=net,server=off,addr.type=fd,addr.str={fd}" in plugged.devices
+        while not (tmp_path / "pid").exists() or not (pid := (tmp_path / "pid").read_text()):
+            time.sleep(0.01)
+        assert psutil.pid_exists(int(pid))
+    assert is_gone(int(pid))
 
 
 @pytest.mark.parametrize(
@@ -388,6 +417,41 @@ def test_a_threaded_checksum_does_not_depend_on_the_number_of_threads(quick: dic
     for family in ("work", "amoadd", "cas"):
         assert len({quick[f"{family}-{threads}"] for threads in (1, 2, 4)}) == 1
     assert quick["cas-1"] == quick["amoadd-1"]  # the same sum by other means
+
+
+@pytest.fixture(scope="module")
+def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build.compile_programs("gcc", tmp_path_factory.mktemp("bench-io") / "native")
+
+
+def run_quick(binary: Path, *words: str) -> dict[str, int]:
+    """Checksums; words with = say where things are."""
+    found: dict[str, Result] = {}
+    done = subprocess.run([str(binary), "quick", *words], capture_output=True, text=True, timeout=60)
+    names = [word for word in words if "=" not in word]
+    machine.collect(Kind("native"), iter(done.stdout.splitlines()), names, [done.stderr], found)
+    return {name: int(result.checksum, 16) for name, result in found.items()}
+
+
+def test_the_disks_programs_read_and_write_every_block(binary: Path, tmp_path: Path) -> None:
+    devices.fill(tmp_path / "disk", size := 4 << 20)
+    blocks = size // 4096
+    found = run_quick(binary, f"disk={tmp_path}/disk", "seqread", "rand-1", "rand-8", "seqwrite")
+    chosen = sum(word * blocks >> 32 for word in chances(500))
+    assert found == {"seqread": sum(range(blocks)), "rand-1": chosen, "rand-8": chosen, "seqwrite": 0}
+    data = (tmp_path / "disk").read_bytes()
+    assert all(int.from_bytes(data[at : at + 8], "little") == at // 4096 for at in range(0, size, 4096))
+    assert all(data[at + 8 : at + 16] == b"written\0" for at in range(0, size, 4096))
+
+
+def test_the_networks_programs_get_what_the_peer_sends(binary: Path) -> None:
+    with machine.started([str(binary), "peer"]) as peer:
+        assert peer.stdout
+        port = int(peer.stdout.readline())
+        found = run_quick(binary, "host=127.0.0.1", f"port={port}", "netin", "netout", "rr")
+    piece = [(i + i * 4096) & 0xFF for i in range(64)]
+    streamed = sum((n + 1) * piece[n % 64] for n in range(16 * 64))
+    assert found == {"netin": streamed, "netout": streamed, "rr": sum(n & 0xFF for n in range(100))}
 
 
 def test_a_program_that_does_not_exist_fails(tmp_path: Path) -> None:

@@ -16,9 +16,16 @@ typedef u64 program(int threads);
 program mix, sort, hash, crc, matmul, nbody, triad, chase;
 program system_calls, faults, exec_many, ping_pong;
 program work, amoadd, cas;
+program seq_read, seq_write, random_read;
+program net_in, net_out, round_trips;
 
 extern int quick;
+extern int peer_port;
+extern const char *peer_address, *disk_path;
 extern const char *own_path;
+
+/* Serves guests for ever, on a port that it prints. */
+void be_peer(void);
 
 static inline int size(int full, int small) { return quick ? small : full; }
 

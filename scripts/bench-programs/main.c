@@ -1,9 +1,12 @@
 /* One binary with all programs, for the guest and for the host.
  *
  *   bench [init] [quick] NAME ...    prints `NAME seconds checksum` for each; NAME-N is the program on N threads
+ *   bench peer                       what a guest's network programs talk to
  *
  * `init` is process 1 of a guest: says so, runs the programs and switches the machine off; `idle` among the names keeps
- * it on for ever. Every program runs in a process of its own, so that none finds the memory of another. */
+ * it on for ever. `devices` has drivers loaded and an address asked for; `port=N` is the peer's, `host=ADDRESS` where it
+ * is and `disk=PATH` the disk, if they are not where guests have them. Every program runs in a process of its own, so
+ * that none finds the memory of another. */
 #include "bench.h"
 
 #include <stdio.h>
@@ -37,6 +40,12 @@ static const struct {
     {"work", work},
     {"amoadd", amoadd},
     {"cas", cas},
+    {"seqread", seq_read},
+    {"seqwrite", seq_write},
+    {"rand", random_read},
+    {"netin", net_in},
+    {"netout", net_out},
+    {"rr", round_trips},
 };
 
 void start_clock(void) { clock_gettime(CLOCK_MONOTONIC, &began); }
@@ -86,9 +95,23 @@ static void begin_as_init(void) {
   fflush(stdout);
 }
 
+static void set_devices_up(void) {
+  int status = system("/bin/busybox sh /bench-devices");
+  if (status) printf("devices failed %d\n", status), fflush(stdout);
+}
+
 static void end_as_init(void) {
   reboot(RB_POWER_OFF);
   for (;;) pause();
+}
+
+/* A word that says where something is. */
+static int is_place(const char *word) {
+  if (!strncmp(word, "port=", 5)) peer_port = atoi(word + 5);
+  else if (!strncmp(word, "host=", 5)) peer_address = word + 5;
+  else if (!strncmp(word, "disk=", 5)) disk_path = word + 5;
+  else return 0;
+  return 1;
 }
 
 int main(int count, char **words) {
@@ -98,6 +121,9 @@ int main(int count, char **words) {
     if (!strcmp(words[i], "nothing")) return 0; /* what `exec` executes */
     if (!strcmp(words[i], "quick")) quick = 1;
     else if (!strcmp(words[i], "init")) init = 1, begin_as_init();
+    else if (!strcmp(words[i], "peer")) be_peer();
+    else if (!strcmp(words[i], "devices")) set_devices_up();
+    else if (is_place(words[i])) continue;
     else if (!strcmp(words[i], "idle")) for (;;) pause();
     else failed |= run_apart(words[i]);
   }

@@ -17,6 +17,8 @@ BARE_FLAGS = (
     *("-Wl,-N", "-Wl,-Ttext=0x80000000", "-Wl,--no-warn-rwx-segments", "-Wl,--build-id=none"),
 )
 IN_GUEST = "/bench"  # the programs' path in the initrd
+SET_UP = "devices.sh"
+SET_UP_IN_GUEST = "/bench-devices"
 COMPILE_SECONDS = 120
 
 
@@ -56,7 +58,8 @@ def compiled(command: list[str], output: Path) -> Path:
 
 def guest_initrd(default_initrd: Path, programs: Path, output: Path) -> Path:
     """The default guest's initrd and the programs: every machine boots the same."""
-    output.write_bytes(overlay(default_initrd.read_bytes(), {IN_GUEST: programs.read_bytes()}))
+    added = {IN_GUEST: programs.read_bytes(), SET_UP_IN_GUEST: (PROGRAMS / SET_UP).read_bytes()}
+    output.write_bytes(overlay(default_initrd.read_bytes(), added))
     return output
 
 

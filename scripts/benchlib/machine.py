@@ -43,23 +43,29 @@ class Kind:
 
 @dataclass(frozen=True)
 class Guest:
-    """What all machines boot."""
+    """What all machines boot.
+
+    devices: further options, and fds the descriptors that they name. before: what /init is told before the programs.
+    """
 
     kernel: Path
     initrd: Path
     append: str
     release: str
     quick: bool
+    before: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    fds: tuple[int, ...] = ()
 
     def options(self, harts: int, *names: str) -> list[str]:
-        words = ["init", *["quick"] * self.quick, *names]
+        words = ["init", *["quick"] * self.quick, *self.before, *names]
         append = f"{self.append} rdinit={IN_GUEST} -- {' '.join(words)}"
         named = ["-kernel", str(self.kernel), "-initrd", str(self.initrd), "-append", append]
-        return ["-smp", str(harts), "-m", "1G", *named]
+        return ["-smp", str(harts), "-m", "1G", *named, *self.devices]
 
 
 @contextlib.contextmanager
-def started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def started(command: list[str], fds: tuple[int, ...] = ()) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a group of its own, with its output on a pipe."""
     process = subprocess.Popen(
         command,
@@ -68,9 +74,17 @@ def started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        pass_fds=fds,
     )
-    try:
+    with ended_later(process):
         yield process
+
+
+@contextlib.contextmanager
+def ended_later(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Of the process group nothing is left."""
+    try:
+        yield
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -105,7 +119,7 @@ def run_guest(kind: Kind, guest: Guest, harts: int, names: list[str], results: d
     """Boots, runs the programs and ends: seconds until /init ran. What the programs print goes to `results`, also when
     a later one fails."""
     began = time.monotonic()
-    with started(machine_command(kind, *guest.options(harts, *names))) as process:
+    with started(machine_command(kind, *guest.options(harts, *names)), guest.fds) as process:
         output = lines(process)
         seen: list[str] = []
         with explained(kind, seen, "boot"):

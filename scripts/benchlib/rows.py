@@ -1,6 +1,6 @@
 """The rows of the benchmark: a table of names, from which the programs to run and the output derive."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -10,11 +10,15 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `guest` rows are programs; the others are measured from outside the machine."""
+    """A line of the table. `guest` rows are programs; the others are measured from outside the machine.
+
+    native: the host can run the program too.
+    """
 
     name: str
     what: str
     guest: bool = True
+    native: bool = True
 
 
 SINGLE = (
@@ -36,6 +40,15 @@ THREADED = (
     ("amoadd", "contended amoadd"),
     ("cas", "contended CAS"),
 )
+DEVICES = (
+    Row("seqread", "disk, 1 GiB in order", native=False),
+    Row("seqwrite", "disk, 1 GiB in order", native=False),
+    Row("rand-1", "20 k reads of 4 KB, 1 deep", native=False),
+    Row("rand-8", "20 k reads of 4 KB, 8 deep", native=False),
+    Row("netin", "TCP, 512 MB to the guest", native=False),
+    Row("netout", "TCP, 512 MB to the host", native=False),
+    Row("rr", "TCP, 5 k round trips", native=False),
+)
 BOOT = "boot"
 
 
@@ -51,7 +64,7 @@ def all_rows(harts: int) -> list[Row]:
     return rows + [Row(f"{BOOT}-{n}", f"boot to init, -smp {n}", guest=False) for n in sorted({1, harts})]
 
 
-def select(rows: list[Row], only: Iterable[str]) -> list[Row]:
+def select(rows: Sequence[Row], only: Iterable[str]) -> list[Row]:
     """The rows named in `only`, all without it; `cas` stands for cas-1, cas-2 and so on."""
     wanted = list(only)
     for name in wanted:

@@ -15,6 +15,7 @@ from smp.config import NetdevConfig
 from smp.cpu import ConfigError
 from smp.net_setup import open_netdev
 from virtio.netdev import MAX_FRAME, Frame, Netdev
+from virtio.netpasst import Passt
 from virtio.netstream import Stream
 
 
@@ -159,6 +160,17 @@ def test_a_full_stream_keeps_no_more_than_the_rest_of_a_frame() -> None:
             got += wire.frames()
             watch(host, seconds=0.1)
         assert got == frames
+    theirs.close()
+
+
+def test_a_message_to_passt_has_one_large_frame_or_several_small_ones() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # shows where messages end
+    stream = Stream("n0", ours)
+    stream.message = Passt.message
+    with both(stream) as (host,):
+        assert send(host, *(frame(size=size) for size in (60, 30_000, 60_000, 61_000, 1514, 20_000, 20_000))) == 7
+        sizes = [len(theirs.recv(1 << 20)) for _ in range(5)]
+        assert sizes == [30_068, 60_004, 61_004, 21_522, 20_004]
     theirs.close()
 
 

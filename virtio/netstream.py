@@ -13,7 +13,6 @@ import struct
 import sys
 from bisect import bisect_right
 from collections.abc import Callable
-from itertools import accumulate
 from typing import Any
 
 from virtio.needs import Needs
@@ -32,6 +31,8 @@ class Stream(Netdev):
 
     peer: family and address that `dial` connects to.
     """
+
+    message = 1 << 30  # bytes at most that several frames may have which are sent by one system call
 
     def __init__(
         self,
@@ -163,18 +164,23 @@ class Stream(Netdev):
     # Frames
 
     def send(self, queue: int, frames: list[Frame]) -> int:
-        if self.link is None:
-            return len(frames)
-        if self.blocked:
-            return 0
+        taken = 0
+        while taken < len(frames) and self.link and not self.blocked:
+            taken += self._send_message(frames, taken)
+        return taken if self.link else len(frames)
+
+    def _send_message(self, frames: list[Frame], first: int) -> int:
+        """Send some of the frames from the first on, as many as go into a message; gives how many were taken."""
         pieces: list[memoryview | bytes] = []
-        sizes = []
-        for frame in frames:
-            if pieces and len(pieces) + len(frame.parts) >= PIECES:
+        ends = [0]
+        for frame in frames[first:]:
+            size = LENGTH.size + frame.size()
+            if pieces and (len(pieces) + len(frame.parts) >= PIECES or ends[-1] + size > self.message):
                 break
-            sizes.append(frame.size())
-            pieces.append(LENGTH.pack(sizes[-1]))
+            ends.append(ends[-1] + size)
+            pieces.append(LENGTH.pack(size - LENGTH.size))
             pieces += frame.parts
+        assert self.link
         try:
             sent = self.link.sendmsg(pieces)
         except BlockingIOError:
@@ -182,8 +188,8 @@ class Stream(Netdev):
             return 0
         except OSError as error:
             self._lost(f"{error.strerror}; the link is down")
-            return len(frames)
-        return self._sent(sent, pieces, [0, *accumulate(size + LENGTH.size for size in sizes)])
+            return 0
+        return self._sent(sent, pieces, ends)
 
     def _sent(self, sent: int, pieces: list[memoryview | bytes], ends: list[int]) -> int:
         """What of a frame that was cut did not go is kept; gives the number of frames taken."""

@@ -268,6 +268,17 @@ def test_a_process_that_spins_looks_at_the_rings_and_spares_the_driver_its_notif
         assert finish(child) == 0
 
 
+def test_a_process_that_spins_looks_at_the_hosts_descriptors(ram: Ram) -> None:
+    host, to_guest, _ = pipes()
+    child = fork_io(IoConfig(serial=host, polling=[Polling(4_000_000_000, now=4_000_000_000)]))
+    time.sleep(0.2)
+    began = time.monotonic()
+    os.write(to_guest, b"!")
+    assert take_all(1) == b"!"
+    assert time.monotonic() - began < 2, "and not only when it has spun enough"
+    assert finish(child) == 0
+
+
 def test_spinning_follows_the_gaps_between_requests() -> None:
     polling = Polling(100_000)
     for _ in range(9):

@@ -47,6 +47,7 @@ POLL_NS = 200_000  # a hart's way from one request to the next is shorter
 POLL_FIRST = 4_000
 POLLED = 64  # rings at most that a process looks at
 LOOK_ROUND = 1_000_000  # ns between looks at the host's descriptors while there is no time to sleep
+LOOK_SPIN = 5_000  # the same while it spins: what a look costs
 HURRY = 1.0  # seconds that output may take when the user has ended the machine
 PR_SET_PDEATHSIG = 1
 
@@ -301,15 +302,22 @@ class IoProcess:
         """Wait without sleeping, for as long as that has paid lately; True when there is work."""
         if not self.polling.now or self.impatient:
             return False
-        until = time.monotonic_ns() + LOOK_ROUND
-        while True:
+        self._watch()
+        began = last = time.monotonic_ns()
+        while (now := time.monotonic_ns()) < last + self.polling.now:
             place, value = (TX_HEAD, py_load32(TX_TAIL)) if self.serial else (self.asleep, 0)
-            found = window_poll(self.number, self.watches_at, len(self.polled), place, value, self.polling.now)
-            if found < 2:
-                return found == 1 and self.has_work()
-            self.serve_ring(*self.polled[found - 2])
-            if self.with_host or self.others or time.monotonic_ns() > until:
+            turn = LOOK_SPIN if self.watched else self.polling.now
+            found = window_poll(self.number, self.watches_at, len(self.polled), place, value, turn)
+            if found == 1:
+                return self.has_work()
+            if found:
+                self.serve_ring(*self.polled[found - 2])
+                if self.with_host or self.others or now > began + LOOK_ROUND:
+                    return True
+                last = time.monotonic_ns()
+            elif self.watched and self._handle(self.epoll.poll(0)):
                 return True
+        return False
 
     def has_work(self) -> bool:
         """Whether a hart has left something to do."""
@@ -337,11 +345,16 @@ class IoProcess:
         """Handle what the host's descriptors have, waiting at most `timeout` seconds (-1: any time)."""
         self._watch()
         always = [(fd, self.watched[fd]) for fd in self.unpollable & self.watched.keys()]
-        for fd, events in self.epoll.poll(0 if always else timeout) + always:
+        self._handle(self.epoll.poll(0 if always else timeout) + always)
+
+    def _handle(self, found: list[tuple[int, int]]) -> bool:
+        """Have events seen to by those whose descriptors they are of; True when there are any."""
+        for fd, events in found:
             if fd == self.kicks:
                 os.read(fd, 8)
             elif fd in self.watched:
                 self.owners[fd].ready(fd, events)
+        return bool(found)
 
     def _watch(self) -> None:
         """Bring epoll up to what the hosts are interested in now."""

@@ -18,8 +18,14 @@ class Request:
         self.head = self.slots = 0  # the name it is given back by, and how many of the ring's descriptors it takes
         self.readable: list[memoryview] = []
         self.writable: list[memoryview] = []
-        self.ranges: list[tuple[int, int]] = []  # addresses and sizes of what is writable
+        self.spans: list[int] = []  # where each part of what is writable begins and ends in RAM
         self.written: int | None = None  # how much, when it is done
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """Addresses and sizes of what is writable."""
+        base = self.queue.ram.base
+        return [(base + start, end - start) for start, end in zip(self.spans[::2], self.spans[1::2], strict=True)]
 
     def read(self, count: int) -> bytes:
         """Take up to `count` bytes off the front of `readable`."""
@@ -57,7 +63,7 @@ class Request:
 
     def forget(self) -> None:
         """The queue was reset: the buffers are the driver's again, and `done` does nothing any more."""
-        self.readable, self.writable, self.ranges = [], [], []
+        self.readable, self.writable, self.spans = [], [], []
         self.forgotten = True
 
 

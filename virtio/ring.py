@@ -196,17 +196,15 @@ class Ring:
             if found == BAD:
                 raise QueueError(ERRORS[self.words[ERROR]].format(self.words[ERROR + 1], self.words[ERROR + 2]))
             return False
-        words, memory, base = self.words, self.ram.memory, self.ram.base
+        words, memory = self.words, self.ram.memory
         request.head, request.slots = words[HEAD], words[SLOTS]
-        at = PARTS
-        for _ in range(words[READABLE]):
-            request.readable.append(memory[words[at] : words[at + 1]])
-            at += 2
-        for _ in range(words[WRITABLE]):
-            start, end = words[at], words[at + 1]
-            request.writable.append(memory[start:end])
-            request.ranges.append((base + start, end - start))
-            at += 2
+        middle = PARTS + 2 * words[READABLE]
+        readable = words[PARTS:middle].tolist()
+        request.spans = words[middle : middle + 2 * words[WRITABLE]].tolist()
+        request.readable = [memory[start:end] for start, end in zip(readable[::2], readable[1::2], strict=True)]
+        request.writable = [
+            memory[start:end] for start, end in zip(request.spans[::2], request.spans[1::2], strict=True)
+        ]
         return True
 
     def push(self, batch: list[Request]) -> None:

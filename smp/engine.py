@@ -27,14 +27,15 @@ MODULES = (
     "mem.bus",
     "virtio.split",
     "virtio.packed",
+    "virtio.checksum",
 )
 
 
 def sources() -> list[Path]:
     """All source files that decide what the engine is."""
     root = Path(__file__).resolve().parent.parent
-    rings = [root / "virtio" / name for name in ("ring.py", "split.py", "packed.py")]
-    return sorted([*rings, *(p for package in ("smp", "mem") for p in (root / package).rglob("*.py"))])
+    compiled = [root / "virtio" / name for name in ("ring.py", "split.py", "packed.py", "checksum.py")]
+    return sorted([*compiled, *(p for package in ("smp", "mem") for p in (root / package).rglob("*.py"))])
 
 
 def load(progress: Callable[[str], None] = lambda text: None) -> Any:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smp import engine
 from virtio.offload import (
     GSO_ECN,
     GSO_NONE,
@@ -16,7 +17,14 @@ from virtio.offload import (
     LARGEST,
     NEEDS_CSUM,
     finish,
+    folded,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    engine.load()
+
 
 FIN, SYN, PSH, ACK, CWR = 1, 2, 8, 16, 128
 
@@ -28,6 +36,14 @@ def checksum(data: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=700), st.integers(0, 9), st.integers(1, 120))
+def test_a_sum_is_that_of_the_words(data: bytes, start: int, times: int) -> None:
+    for large in (data * times, b"\xff" * len(data) * times):
+        found = folded(memoryview(bytearray(large))[start:])
+        assert found == checksum(large[start:]) % 0xFFFF == folded(large[start:])
 
 
 def packet(

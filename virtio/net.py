@@ -203,7 +203,7 @@ class Net(Device):
             if len(request.readable) > PIECES:
                 request.readable = [memoryview(request.read(size))]
             return [Frame(request.readable, header)]
-        completed = finish(header, bytearray(request.read(size)), self.host.takes_large)
+        completed = finish(header, bytearray().join(request.readable), self.host.takes_large)
         return [Frame([memoryview(frame)]) for frame in completed]
 
     # Reception

@@ -36,10 +36,11 @@ class Request:
 
     def write(self, data: bytes | memoryview) -> int:
         """Fill `writable` from its front; gives how much of the data fitted and takes the room away."""
-        if self.writable and len(first := self.writable[0]) > len(data):
-            first[: len(data)] = data
-            self.writable[0] = first[len(data) :]
-            return len(data)
+        if self.writable and (len(first := self.writable[0]) > len(data) or len(self.writable) == 1):
+            count = min(len(first), len(data))
+            first[:count] = data[:count]
+            self.writable[:1] = [first[count:]] if len(first) > count else []
+            return count
         at = 0
         for part in take(self.writable, len(data)):
             part[:] = data[at : at + len(part)]

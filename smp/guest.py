@@ -33,10 +33,11 @@ PACKAGES = ("busybox-static", "opensbi")
 
 # Loaded at each boot, if the device is there: stored as what the guest loads fastest.
 BOOT_MODULES = ("virtio_mmio", "virtio_blk", "virtio_rng", "virtio_net", "virtio_console")
-# Loaded at boot when the host shares a folder: stored the same way.
+# Loaded at boot when the host shares a folder, or for a system on a disk: stored the same way.
 SHARE_MODULES = ("9p", "9pnet_virtio")
-# For `modprobe`; stored as Debian ships them. ext4 asks for crc32c by its alias only.
-MORE_MODULES = ("ext4", "crc32c_generic", "virtio_balloon", "virtiofs", "vmw_vsock_virtio_transport", *SHARE_MODULES)
+ROOT_MODULES = ("ext4", "crc32c_generic")  # ext4 asks for crc32c by its alias only
+# For `modprobe`; stored as Debian ships them.
+MORE_MODULES = (*ROOT_MODULES, "virtio_balloon", "virtiofs", "vmw_vsock_virtio_transport", *SHARE_MODULES)
 
 OPENSBI = f"usr/lib/{ARCHITECTURE}-linux-gnu/opensbi/generic"
 FIRMWARE = ("fw_dynamic.bin", "fw_jump.bin")
@@ -84,7 +85,7 @@ def default_guest(refresh: bool = False) -> Guest:
     cache = cache_dir() / "guest"
     parts = None if refresh else current_parts(cache)
     if parts is None:
-        with _locked(cache):
+        with locked(cache):
             # Another run may have fetched it while this one waited.
             parts = (None if refresh else current_parts(cache)) or fetch_parts(cache)
     return Guest(parts / "Image", built_initrd(parts), APPEND, parts / "firmware")
@@ -137,12 +138,12 @@ def fetch_parts(cache: Path) -> Path:
     work = Path(tempfile.mkdtemp(prefix="tmp-", dir=cache))
     try:
         apt = Apt(work / "apt", debian_mirror())
-        _step(f"reading the package lists of Debian {SUITE} ({ARCHITECTURE})")
+        step(f"reading the package lists of Debian {SUITE} ({ARCHITECTURE})")
         apt.update()
         kernel = apt.kernel_package()
-        _step(f"fetching {kernel}, {', '.join(PACKAGES)}")
+        step(f"fetching {kernel}, {', '.join(PACKAGES)}")
         apt.download(kernel, *PACKAGES)
-        _step("unpacking the packages")
+        step("unpacking the packages")
         packages = apt.extract(work / "root")
         parts = keep_parts(work / "root", work / "parts", packages)
         final = cache / work.name.replace("tmp-", "parts-", 1)
@@ -213,8 +214,8 @@ def built_initrd(parts: Path) -> Path:
         digest.update(b"%s %o %d\n" % (name.encode(), permissions, len(data)) + data)
     initrd = parts / f"initramfs-{digest.hexdigest()[:16]}.cpio.gz"
     if not initrd.exists():
-        with _locked(parts.parent):
-            _step("building the initramfs")
+        with locked(parts.parent):
+            step("building the initramfs")
             _write_atomically(initrd, gzip.compress(initramfs.cpio(initrd_entries(parts, files)), 9, mtime=0))
     return initrd
 
@@ -252,7 +253,7 @@ def initrd_entries(parts: Path, files: list[tuple[str, bytes, int]]) -> list[ini
 def _module_entries(parts: Path) -> list[initramfs.Entry]:
     tree = parts / "modules"
     release = json.loads((parts / "manifest.json").read_text())["release"]
-    at_boot = set(initramfs.module_files(tree, BOOT_MODULES + SHARE_MODULES))
+    at_boot = set(initramfs.module_files(tree, BOOT_MODULES + SHARE_MODULES + ROOT_MODULES))
     modules = []
     for path in initramfs.module_files(tree, BOOT_MODULES + MORE_MODULES):
         module = initramfs.read_module(tree, path)
@@ -270,18 +271,20 @@ def _write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _locked(cache: Path) -> Iterator[None]:
+def locked(cache: Path) -> Iterator[None]:
+    """Makes the folder if need be; nobody else changes it meanwhile."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _step(f"waiting for another run to finish with {cache}")
+            step(f"waiting for another run to finish with {cache}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _step(what: str) -> None:
+def step(what: str) -> None:
+    """Say what takes its time now."""
     print(f"hartbeat: {what}", file=sys.stderr, flush=True)
 
 
@@ -327,6 +330,14 @@ def deb822_sources(text: str) -> Iterator[Source]:
             yield from ((uri, suite, components) for uri in uris for suite in suites)
 
 
+def keyring() -> Path:
+    """The keys that Debian signs its archive with, as this machine has them."""
+    found = next((path for path in KEYRINGS if path.exists()), None)
+    if found is None:
+        raise GuestError(f"{KEYRINGS[0]}: no such file; apt-get install debian-archive-keyring")
+    return found
+
+
 APT_CONF = """\
 // The machine's own configuration stays in force for how to reach the mirror; its hooks are not for us.
 #clear APT::Update::Pre-Invoke;
@@ -358,13 +369,10 @@ class Apt:
         for tool in ("apt-get", "apt-cache", "dpkg-deb"):
             if shutil.which(tool) is None:
                 raise GuestError(f"{tool}: not found; the default guest comes from Debian through apt: {OWN_KERNEL}")
-        keyring = next((path for path in KEYRINGS if path.exists()), None)
-        if keyring is None:
-            raise GuestError(f"{KEYRINGS[0]}: no such file; apt-get install debian-archive-keyring")
         for folder in ("lists/partial", "archives/partial", "cache", "debs"):
             (state / folder).mkdir(parents=True)
         (state / "status").touch()
-        source = f"deb [arch={architecture} signed-by={keyring}] {mirror} {SUITE} main\n"
+        source = f"deb [arch={architecture} signed-by={keyring()}] {mirror} {SUITE} main\n"
         (state / "sources.list").write_text(source)
         (state / "apt.conf").write_text(APT_CONF.format(architecture=architecture, state=state))
         self.state = state

@@ -43,6 +43,7 @@ PACKAGES = (
     "systemd-sysv",
     "udev",
 )
+FORMAT = 1  # count up when a base image is made in another way
 DISK_SIZE = 4 << 30
 TOOLS = {
     "mmdebstrap": "mmdebstrap",
@@ -59,21 +60,23 @@ NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 REACH = re.compile(r"Acquire::(http|https|ftp|socks|Check-|Retries|ForceIPv|Proxy)", re.I)
 
 
-def wanted(packages: Sequence[str], mirror: str) -> str:
-    """Names the base image of these packages: a digest of all that decides what is in it, but the day."""
-    digest = hashlib.sha256(repr((SUITE, ARCHITECTURE, mirror, sorted(packages))).encode())
-    sources = [Path(__file__), Path(debian_tree.__file__), *sorted(debian_tree.OVERLAY.rglob("*"))]
+def base_name(packages: Sequence[str], mirror: str) -> tuple[str, str]:
+    """Digests of what is asked for, and of how it is made: together all that decides what is in it, but the day."""
+    asked = hashlib.sha256(repr((SUITE, ARCHITECTURE, mirror, sorted(packages))).encode())
+    made = hashlib.sha256(repr(FORMAT).encode())
+    sources = [Path(debian_tree.__file__), *sorted(debian_tree.OVERLAY.rglob("*"))]
     for path in sources:
         if path.is_file():
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+            made.update(path.read_bytes())
+    return asked.hexdigest()[:8], made.hexdigest()[:8]
 
 
 def base_image(packages: Sequence[str], refresh: bool) -> Path:
     """The configured system that images are copies of; made where the cache lacks it, or anyway with `refresh`."""
     cache = guest.cache_dir() / "debian"
     mirror = guest.debian_mirror()
-    final = cache / f"base-{wanted(packages, mirror)}.img"
+    asked, made = base_name(packages, mirror)
+    final = cache / f"base-{asked}-{made}.img"
     with guest.locked(cache):
         if refresh or not final.exists():
             for left_by_a_killed_run in cache.glob("tmp-*"):
@@ -83,6 +86,9 @@ def base_image(packages: Sequence[str], refresh: bool) -> Path:
                 extract(packages, mirror, new)
                 configure(new)
                 new.replace(final)
+            for old in cache.glob(f"base-{asked}-*"):
+                if old != final:
+                    old.unlink()
     return final
 
 

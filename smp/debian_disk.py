@@ -23,18 +23,23 @@ def ext4_tool(name: str) -> str | None:
 def run_tool(
     command: list[str], environment: Mapping[str, str] | None = None, given: str = "", fine: tuple[int, ...] = (0,)
 ) -> str:
-    """Its standard output; GuestError has its first error, or else its last words, when the status is not `fine`."""
-    command = [ext4_tool(command[0]) or command[0], *command[1:]]
-    everywhere = {"LC_ALL": "C.UTF-8"}
-    done = subprocess.run(
-        command, input=given, capture_output=True, text=True, env=dict(environment or os.environ) | everywhere
-    )
+    """Its standard output; GuestError says why when the status is not `fine`."""
+    name, command = command[0], [ext4_tool(command[0]) or command[0], *command[1:]]
+    everywhere = dict(environment or os.environ) | {"LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, input=given, capture_output=True, text=True, env=everywhere)
     if done.returncode not in fine:
-        said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        errors = [line.removeprefix("E: ") for line in said if line.startswith("E: ")]
-        reason = (errors or said[-1:] or ["no message"])[0]
-        raise GuestError(f"{Path(command[0]).name} failed with status {done.returncode}: {reason}")
+        raise GuestError(f"{name} failed with status {done.returncode}: {reason_in(done.stderr or done.stdout)}")
     return done.stdout
+
+
+def reason_in(said: str) -> str:
+    """The line that tells why: the first error as apt and mmdebstrap mark them, else the last; if that one is about a
+    hook, what the hook said last."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no message"]
+    first = next((number for number, line in enumerate(lines) if line.startswith("E: ")), len(lines) - 1)
+    if "command failed" in lines[first] and first:
+        first -= 1
+    return lines[first].removeprefix("E: ")
 
 
 @dataclass(frozen=True)

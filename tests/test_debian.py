@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from smp import debian, debian_tree
-from smp.debian_disk import Disk, ext4_tool, run_tool
+from smp.debian_disk import Disk, ext4_tool, reason_in, run_tool
 from smp.guest import GuestError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,6 +127,24 @@ def test_a_write_that_failed_is_an_error(disk: Disk) -> None:
         disk.write("/none/a", "text")
 
 
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("I: update\nE: no such host\nE: apt failed\n", "no such host"),
+        (
+            "I: hook\nmke2fs: no space\nE: setup failed: E: command failed: a b\nE: mmdebstrap failed\n",
+            "mke2fs: no space",
+        ),
+        ("one\ntwo\n\n", "two"),
+        ("", "no message"),
+    ],
+)
+def test_a_tool_that_failed_is_quoted_with_its_reason(said: str, why: str) -> None:
+    assert reason_in(said) == why
+    with pytest.raises(GuestError, match=f"sh failed with status 3: {why}"):
+        run_tool(["sh", "-c", 'printf %s "$1" >&2; exit 3', "sh", said])
+
+
 def test_an_image_grows_and_does_not_shrink(disk: Disk) -> None:
     disk.resize(32 << 20)
     assert disk.path.stat().st_size == 32 << 20
@@ -195,7 +213,29 @@ def test_what_is_missing_on_the_host_is_named(monkeypatch: pytest.MonkeyPatch, t
         debian.check(debian.parsed([str(tmp_path / "i")]))
 
 
-def test_a_base_is_named_for_all_that_is_in_it() -> None:
-    named = {debian.wanted(packages, mirror) for packages in (["a"], ["a", "b"]) for mirror in ("m:/1", "m:/2")}
-    assert len(named) == 4
-    assert debian.wanted(["b", "a"], "m:/1") == debian.wanted(["a", "b"], "m:/1")
+def test_a_base_is_named_for_all_that_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {debian.base_name(packages, mirror) for packages in (["a"], ["a", "b"]) for mirror in ("m:/1", "m:/2")}
+    assert len(named) == 4 and len({made for _, made in named}) == 1
+    assert debian.base_name(["b", "a"], "m:/1") == (before := debian.base_name(["a", "b"], "m:/1"))
+    shutil.copytree(debian_tree.OVERLAY, tmp_path / "overlay")
+    monkeypatch.setattr(debian_tree, "OVERLAY", tmp_path / "overlay")
+    (tmp_path / "overlay/setup").write_text("#!/bin/sh\n")
+    after = debian.base_name(["a", "b"], "m:/1")
+    assert after[0] == before[0] and after[1] != before[1]
+
+
+def test_a_base_is_made_once_and_replaces_its_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARTBEAT_CACHE", str(tmp_path))
+    monkeypatch.setattr(debian.guest, "debian_mirror", lambda: "m:/1")
+    made: list[Path] = []
+    monkeypatch.setattr(debian, "extract", lambda packages, mirror, image: image.write_text(" ".join(packages)))
+    monkeypatch.setattr(debian, "configure", made.append)
+    asked, _ = debian.base_name(["a"], "m:/1")
+    for name in (f"base-{asked}-00000000.img", "base-00000000-00000000.img", "tmp-killed/disk.img"):
+        (tmp_path / "debian" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "debian" / name).write_text("old")
+    base = debian.base_image(["a"], refresh=False)
+    assert base.read_text() == "a" and debian.base_image(["a"], refresh=False) == base and len(made) == 1
+    assert sorted(path.name for path in base.parent.glob("*-*")) == sorted(["base-00000000-00000000.img", base.name])
+    debian.base_image(["a"], refresh=True)
+    assert len(made) == 2

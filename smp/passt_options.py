@@ -69,15 +69,7 @@ def find_places(given: NetdevConfig) -> Places:
 
 def _names(given: NetdevConfig, places: Places, v4: bool, program: str) -> list[str]:
     """Name servers, domains, the guest's name, the MTU."""
-    words = ["--dns", str(places.dns), "--dns-forward", str(places.dns)] if v4 else []
-    if given.get("ipv6-dns"):
-        try:
-            address = str(IPv6Address(given.get("ipv6-dns")))
-        except ValueError as error:
-            raise ConfigError(
-                f"-netdev user,ipv6-dns={given.get('ipv6-dns')}: {error}; write it like fec0::3"
-            ) from error
-        words += ["--dns", address, "--dns-forward", address]
+    words = _name_servers(given, places, v4, program)
     if given.get_all("dnssearch"):
         words += ["--search", " ".join(given.get_all("dnssearch"))]
     if given.get("mtu"):
@@ -92,9 +84,31 @@ def _names(given: NetdevConfig, places: Places, v4: bool, program: str) -> list[
     return words
 
 
+def _name_servers(given: NetdevConfig, places: Places, v4: bool, program: str) -> list[str]:
+    """passt tells the guest of the host's own name servers, and they are asked too what is asked of `--dns-forward`.
+
+    Without `--dns`, by which passt would ask that one itself. Where passt is older than its `--dns-host` (August 2024),
+    all that the host's server answers would come from the forwarder's address, and the guest would take none of it.
+    """
+    forwards = "--dns-host" in _help(program)
+    for key in ("dns", "ipv6-dns"):
+        if given.get(key) and not forwards:
+            raise ConfigError(
+                f"-netdev user,{key}={given.get(key)}: this passt can't; leave it out, or use a newer one"
+            )
+    words = ["--dns-forward", str(places.dns)] if v4 and forwards else []
+    if text := given.get("ipv6-dns"):
+        try:
+            words += ["--dns-forward", str(IPv6Address(text))]
+        except ValueError as error:
+            raise ConfigError(f"-netdev user,ipv6-dns={text}: {error}; write it like fec0::3") from error
+    return words
+
+
 def _help(program: str) -> str:
     """What this version of passt knows."""
-    return subprocess.run([program, "--help"], capture_output=True, text=True, errors="replace", timeout=10).stdout
+    done = subprocess.run([program, "--help"], capture_output=True, text=True, errors="replace", timeout=10)
+    return done.stdout + done.stderr  # older ones say it as a message
 
 
 def forward(rule: str, guest: IPv4Address) -> list[str]:

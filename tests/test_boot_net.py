@@ -128,7 +128,7 @@ def test_the_guest_gets_an_address_and_talks_to_the_host(guest: Guest, website: 
         say_goodbye(console, int(end))
         log = ended(console, "goodbye from the host")
         assert hashlib.sha256(data).hexdigest() in log
-        for line in ("inet 10.0.2.15/24", "default via 10.0.2.2", "nameserver 10.0.2.3"):
+        for line in ("inet 10.0.2.15/24", "default via 10.0.2.2"):
             assert line in log
 
 
@@ -174,6 +174,43 @@ def test_passt_and_sockets_go_with_the_machine(guest: Guest, tmp_path: Path, num
         console.wait(20)
         assert gone(children, 5) == []
         assert not (tmp_path / "s").exists()
+
+
+# In a network namespace: a host with one card, and a name server that knows of an address for every name.
+NAMED_HOST = """
+import socket, subprocess, sys, threading
+for line in ("tuntap add dev d0 mode tap", "addr add 192.0.2.1/24 dev d0", "link set d0 up", "link set lo up"):
+    subprocess.run(["ip", *line.split()], check=True)
+subprocess.run("ip route add default via 192.0.2.2".split(), check=True)
+with open(sys.argv[1], "w") as resolv:
+    resolv.write(f"nameserver {sys.argv[2]}\\n")
+subprocess.run(["mount", "--bind", sys.argv[1], "/etc/resolv.conf"], check=True)
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind((sys.argv[2], 53))
+def serve():
+    while True:
+        asked, peer = server.recvfrom(512)
+        answer = bytes.fromhex("c00c000100010000003c0004c0000263") if b"\\0\\1\\0\\1" in asked[12:] else b""
+        server.sendto(asked[:2] + b"\\x81\\x80\\0\\1\\0" + bytes([bool(answer)]) + bytes(4) + asked[12:] + answer, peer)
+threading.Thread(target=serve, daemon=True).start()
+sys.exit(subprocess.run(sys.argv[3:]).returncode)
+"""
+NAMES = """
+until ip route | grep -q default; do sleep 0.1; done
+nslookup some.example
+ping -c 1 -W 1 other.example | head -n 1
+"""
+
+
+def test_names_are_asked_of_the_hosts_name_server(guest: Guest, tmp_path: Path) -> None:
+    if os.geteuid() or not os.access("/dev/net/tun", os.W_OK):
+        pytest.skip("a tap and a network namespace may not be had here; root may")
+    command = ("unshare", "-n", "-m", sys.executable, "-c", NAMED_HOST, str(tmp_path / "resolv.conf"), "192.0.2.1")
+    machine = options(guest, 1, run_script(NAMES), "-nic", "user")
+    with Console(*machine, command=(*command, *COMMAND)) as console:
+        console.close_input()
+        log = ended(console, "some.example")
+    assert "Address: 192.0.2.99" in log and "PING other.example (192.0.2.99)" in log, log[-1000:]
 
 
 # In a network namespace: the other end of the tap with an address, a file to fetch, and the digest of what it is sent.

@@ -25,8 +25,21 @@ def words(*properties: tuple[str, str]) -> str:
     return " ".join(command[1:])
 
 
-def test_the_addresses_are_qemus() -> None:
-    assert words() == "--address 10.0.2.15 --netmask 24 --gateway 10.0.2.2 --dns 10.0.2.3 --dns-forward 10.0.2.3"
+@pytest.fixture
+def new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passt_options, "_help", lambda program: "--dns-forward --dns-host --hostname")
+
+
+def test_the_addresses_are_qemus(new: None) -> None:
+    assert words() == "--address 10.0.2.15 --netmask 24 --gateway 10.0.2.2 --dns-forward 10.0.2.3"
+
+
+def test_an_old_passt_leaves_the_guest_to_the_hosts_name_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passt_options, "_help", lambda program: "--dns-forward")
+    assert words() == "--address 10.0.2.15 --netmask 24 --gateway 10.0.2.2"
+    for key, value in (("dns", "10.0.2.8"), ("ipv6-dns", "fec0::3")):
+        with pytest.raises(ConfigError, match=f"{key}={value}: this passt can't; leave it out"):
+            words((key, value))
 
 
 @pytest.mark.parametrize(
@@ -34,10 +47,10 @@ def test_the_addresses_are_qemus() -> None:
     [
         ([("net", "192.168.7.0/255.255.255.128")], "--address 192.168.7.15 --netmask 25 --gateway 192.168.7.2"),
         ([("net", "10.1.2.3/16")], "--address 10.1.0.15 --netmask 16"),
-        ([("host", "10.0.2.9"), ("dns", "10.0.2.8")], "--gateway 10.0.2.9 --dns 10.0.2.8 --dns-forward 10.0.2.8"),
+        ([("host", "10.0.2.9"), ("dns", "10.0.2.8")], "--gateway 10.0.2.9 --dns-forward 10.0.2.8"),
         ([("dhcpstart", "10.0.2.99")], "--address 10.0.2.99"),
         ([("ipv6", "off")], "--ipv4-only --address"),
-        ([("ipv6-dns", "fec0::3")], "--dns fec0::3 --dns-forward fec0::3"),
+        ([("ipv6-dns", "fec0::3")], "--dns-forward fec0::3"),
         ([("mtu", "1400")], "--mtu 1400"),
         ([("dnssearch", "a.b"), ("dnssearch", "c.d")], "--search a.b c.d"),
         ([("hostfwd", "tcp::2222-:22")], "--tcp-ports 2222:22"),
@@ -46,7 +59,7 @@ def test_the_addresses_are_qemus() -> None:
         ([("restrict", "off")], "--address"),
     ],
 )
-def test_qemus_words_in_passts(properties: list[tuple[str, str]], expected: str) -> None:
+def test_qemus_words_in_passts(new: None, properties: list[tuple[str, str]], expected: str) -> None:
     assert expected in words(*properties)
 
 
@@ -73,7 +86,7 @@ def test_without_ipv4_nothing_of_it_is_said() -> None:
         ([("hostfwd", "tcp::22-10.0.2.16:22")], "10.0.2.15"),
     ],
 )
-def test_what_can_not_be_is_one_line(properties: list[tuple[str, str]], named: str) -> None:
+def test_what_can_not_be_is_one_line(new: None, properties: list[tuple[str, str]], named: str) -> None:
     with pytest.raises(ConfigError) as error:
         words(*properties)
     for word in named.split():

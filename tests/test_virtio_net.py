@@ -410,6 +410,29 @@ def test_a_command_that_makes_no_sense_is_refused(ram: Ram, kind: int, number: i
         assert config(rig) == before and not rig.needs_reset()
 
 
+def test_a_table_that_is_refused_changes_nothing(ram: Ram) -> None:
+    with card(ram) as (rig, wire):
+        offer(rig, 4, 100)
+        assert command(rig, 0, 0, b"\0") == OK
+        assert command(rig, 1, 0, tables([OTHER], [])) == OK
+        assert command(rig, 1, 0, tables([MAC], [GROUP]) + b"x") == ERR
+        wire.send(frame(GROUP), frame(OTHER))
+        turn(rig)
+        assert [data[12:18] for data in receive(rig)] == [OTHER]
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 13])
+def test_what_comes_without_addresses_is_no_frame(ram: Ram, size: int) -> None:
+    """A stream's peer may send it; the filter has nothing to look at."""
+    with card(ram) as (rig, wire):
+        offer(rig, 4, 100)
+        assert command(rig, 0, 0, b"\0") == OK
+        wire.send(bytes(size), frame())
+        turn(rig)
+        assert [data[12:] for data in receive(rig)] == [frame()]
+        assert not rig.needs_reset()
+
+
 def test_commands_of_features_that_were_not_negotiated_are_refused(ram: Ram) -> None:
     with card(ram, ALL | F_CTRL_VQ) as (rig, _):
         for kind, number, data in ((0, 0, b"\0"), (1, 0, tables([], [])), (3, 0, b"")):

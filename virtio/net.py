@@ -225,8 +225,8 @@ class Net(Device):
         return count > 0
 
     def _wants(self, frame: Frame) -> bool:
-        """Whether the driver is to have it."""
-        if self.is_down or not self.filter.accepts(bytes(frame.parts[0][:6])):
+        """Whether the driver is to have it; what is too short to have addresses is no frame."""
+        if self.is_down or frame.size() < ETHERNET or not self.filter.accepts(bytes(frame.parts[0][:6])):
             return False
         if self.negotiated & F_MTU and frame.header[1] == 0:
             return frame.size() <= self.mtu + ETHERNET + 4  # a VLAN tag is not part of the MTU

@@ -33,8 +33,10 @@ class ReceiveFilter:
                 return False
             found += [data[at : at + 6] for at in range(4, end, 6)]
             data = data[end:]
+        if data:
+            return False
         self.table = frozenset(found)
-        return not data
+        return True
 
     def accepts(self, target: bytes) -> bool:
         """Whether a frame to this address is for the driver."""

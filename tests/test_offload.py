@@ -90,6 +90,20 @@ def check(data: bytes, v6: bool, udp: bool, vlan: bool) -> tuple[bytes, bytes]:
     return transport[:length], transport[length:]
 
 
+def far(padding: int) -> tuple[bytes, bytes]:
+    """A UDP header far behind the network header, with its own: each segment would have a copy of all between."""
+    start = 54 + padding
+    data = bytes(12) + b"\x86\xdd" + bytes(start - 14) + bytes(8) + bytes(4800)
+    return HEADER.pack(NEEDS_CSUM, GSO_UDP_L4, 0, 48, start, 6, 0), data
+
+
+@pytest.mark.parametrize(("padding", "count"), [(0, 100), (400, 100), (460, 0), (60000, 0)])
+def test_headers_that_are_copied_for_each_segment_are_short(padding: int, count: int) -> None:
+    """Else a frame of 64 KiB would become 90 MiB in the host's memory."""
+    header, data = far(padding)
+    assert len(finish(header, bytearray(data))) == count
+
+
 @given(st.booleans(), st.booleans(), st.booleans(), st.binary(max_size=300))
 @settings(max_examples=200)
 def test_a_checksum_is_filled_in(v6: bool, udp: bool, vlan: bool, payload: bytes) -> None:

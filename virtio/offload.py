@@ -16,6 +16,7 @@ GSO_ECN = 0x80
 LARGEST = 0xFFFF  # bytes of a frame that is sent uncut
 MOST_SEGMENTS = 1400  # a frame of 64 KiB in segments of 48 bytes, the least that TCP has
 SHORT = 128  # bytes that Python sums up sooner than it finds out where they lie
+MOST_HEADERS = 512  # bytes in front of the payload, which each segment has a copy of
 ETHERTYPE = 12
 VLAN = (b"\x81\x00", b"\x88\xa8")
 IPV4, IPV6 = b"\x08\x00", b"\x86\xdd"
@@ -45,7 +46,9 @@ def finish(header: bytes, frame: bytearray, takes_large: bool = False) -> list[b
     if takes_large and kind in (GSO_TCPV4, GSO_TCPV6) and len(frame) <= LARGEST:
         return [frame] if fill_checksum(frame, start, offset) else []
     layout = find(frame, kind, start)
-    if layout is None or not size or len(frame) - layout.payload > size * MOST_SEGMENTS:
+    if layout is None or layout.payload > MOST_HEADERS:
+        return []
+    if not size or len(frame) - layout.payload > size * MOST_SEGMENTS:
         return []
     return cut(frame, layout, size)
 

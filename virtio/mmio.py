@@ -52,8 +52,10 @@ def log(text: str) -> None:
 
 def origin(error: Exception) -> str:
     """Where a back-end's error came from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):  # which reads no source files, as the rest of it does
+        place = f" ({os.path.basename(frame.f_code.co_filename)}, line {line})"
+    return place
 
 
 class Transport:
@@ -62,7 +64,10 @@ class Transport:
     def __init__(self, slot: int, device: Device, ram: Ram) -> None:
         self.slot, self.device, self.ram = slot, device, ram
         self.name = device.name or type(device).__name__
-        self.window: Any = Window.at(regions.WINDOWS + slot * Window.sizeof())
+        place = regions.WINDOWS + slot * Window.sizeof()
+        self.window: Any = Window.at(place)
+        words = ctypes.c_uint32 * (Register.CONFIG >> 2)
+        self.registers = memoryview(words.from_address(place)).cast("B").cast("I")  # each store is a single one
         self.offered = device.features | device.ring_features | VERSION_1
         self.queues = [device.queue_kind(ram, size, self._used) for size in device.queue_sizes]
         self.unsignalled: list[Queue] = []
@@ -88,7 +93,7 @@ class Transport:
         self._show()
 
     def _set(self, register: int, value: int) -> None:
-        self.window.registers[register >> 2] = value & 0xFFFF_FFFF
+        self.registers[register >> 2] = value & 0xFFFF_FFFF
 
     def _show(self) -> None:
         """The registers that depend on what the driver has selected."""
@@ -112,7 +117,7 @@ class Transport:
     def _publish_config(self) -> None:
         """The generation is odd while the bytes change: harts that read it wait (mem/window.py)."""
         place = regions.WINDOWS + self.slot * Window.sizeof() + Register.CONFIG_GENERATION
-        generation = self.window.registers[Register.CONFIG_GENERATION >> 2]
+        generation = self.registers[Register.CONFIG_GENERATION >> 2]
         data = bytes(self.device.config()).ljust(CONFIG_BYTES, b"\0")
         if len(data) > CONFIG_BYTES:
             raise ValueError(f"a configuration of {len(data)} bytes: {CONFIG_BYTES} is the limit")
@@ -132,7 +137,8 @@ class Transport:
             self._guarded(self._publish_config)
         elif offset in _WRITES:
             _WRITES[offset](self, value)
-            self._show()
+            if offset in _SHOWN:
+                self._show()
 
     def notified(self, queues: int) -> None:
         """Queues that the driver has notified, as bits."""
@@ -292,3 +298,11 @@ _WRITES: dict[int, Callable[[Transport, int], None]] = {
     Register.QUEUE_DEVICE: _address("device", False),
     Register.QUEUE_DEVICE + 4: _address("device", True),
 }
+# After these the driver may read something else.
+_SHOWN = (
+    Register.DEVICE_FEATURES_SEL,
+    Register.QUEUE_SEL,
+    Register.QUEUE_READY,
+    Register.QUEUE_RESET,
+    Register.STATUS,
+)

@@ -1,25 +1,25 @@
 """A hostile driver for each device, played from bytes: what it does is decided by them and nothing else.
 
-After each input the device must serve a driver that behaves, memory beside guest RAM and files beside those given
-must be as they were, and no exception may be of another kind than a guest's mistake or the host's refusal.
+Memory beside guest RAM and files beside those given must be as they were, the device must come up again for whoever
+comes next, and no exception may be of another kind than a driver's mistake or the host's refusal.
 """
 
 import contextlib
-import ctypes
+import errno
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from struct import pack
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from fake_driver import ACKNOWLEDGE_DRIVER, DATA, RAM_BYTES, PackedRing, Rig, machine_memory
-from forked_io import Hart, finish, fork_io, io_memory
+import fuzz_makers as makers
+from fake_driver import ACKNOWLEDGE_DRIVER, DATA, DRIVER_OK, FEATURES_OK, RAM_BYTES, PackedRing, Rig
+from forked_io import Hart
+from fuzz_core import Fuzzer, Source, silence
+from fuzz_memory import CANARY, check_guards, guarded_memory
 from fuzzed_vsock import connect, make_vsock, packet
 
-from mem import regions
 from mem.memmap import RAM_BASE, UART_BASE
-from mem.regions import map_fixed, unmap
 from mem.window import Register, window_take_notified, window_take_queues, window_write
 from virtio.blk import Block
 from virtio.chardev import Chardev
@@ -29,57 +29,35 @@ from virtio.features import IN_ORDER, RING_PACKED, VERSION_1
 from virtio.host_owners import NoOwners
 from virtio.host_tree import HostTree
 from virtio.image import Image
-from virtio.net import Net
-from virtio.netdev import Frame
-from virtio.nethub import HubPort
+from virtio.mmio import Transport
 from virtio.ninep import Ninep
-from virtio.process import IoConfig
-from virtio.queue import Ram
 from virtio.request import QueueError
 from virtio.rng import Rng
 
 MOST_STEPS = 40
 RING_SIZE = 16
-CANARY = b"\xa5" * 4096
-PAGES = (regions.HOST + RAM_BASE - 4096, regions.HOST + RAM_BASE + RAM_BYTES)  # before and after guest RAM
 ADDRESSES = (0, UART_BASE, RAM_BASE - 8, RAM_BASE, RAM_BASE + RAM_BYTES - 8, RAM_BASE + RAM_BYTES, (1 << 64) - 16)
 SIZES = (0, 1, 2, 7, 12, 16, 17, 512, 4096, 0x1_0000, 0x7FFF_FFFF, 0xFFFF_FFFF)
+ROOMS = ((4096,), (4096,), (512, 1), (512, 1), (512, 1), (16,), (1,), (11, 4096), (4096, 4), ())
 REGISTERS = tuple(range(0, 0x100, 4))
 NUMBERS = (0, 1, 2, 3, 8, 15, 16, 17, 64, 0x8000, 0x1_0000, 0xFFFF_FFFF)
 ACCEPTED = (QueueError, OSError)
-
-
-class Source:
-    """Numbers from bytes; zeroes when they are used up."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
-
-    def number(self, limit: int) -> int:
-        width = 1 if limit <= 256 else 4
-        taken, self.at = self.data[self.at : self.at + width], self.at + width
-        return int.from_bytes(taken, "little") % limit
-
-    def one(self, choices: Any) -> Any:
-        return choices[self.number(len(choices))]
-
-    def bytes(self, count: int) -> bytes:
-        taken, self.at = self.data[self.at : self.at + count], self.at + count
-        return taken.ljust(count, b"\0")
-
-    def is_empty(self) -> bool:
-        return self.at >= len(self.data)
+OURS = (errno.EBADF, errno.EFAULT)  # of the host's refusals those that no driver brings about
+KEPT = {"beside", "disk", "share", "dump", "vsock"}  # files that devices are given, and one that they are not
 
 
 class Target(NamedTuple):
     """A device in a folder of its own, and what the head of a request for it looks like.
 
-    begin: what a driver that behaves does first, after half of all starts.
+    begin: what a driver that behaves does first, after half of all starts; host: the other side does something;
+    check: more to look at after a batch.
     """
 
     make: Callable[[Path], Device]
     head: Callable[[Source], bytes]
     begin: Callable[["Player"], None] = lambda player: None
+    host: Callable[[Transport, Source], object] | None = None
+    check: Callable[[Any, Path], object] | None = None
 
 
 def make_disk(folder: Path) -> Device:
@@ -91,15 +69,6 @@ def make_share(folder: Path) -> Device:
     (folder / "share" / "in").mkdir(parents=True)
     (folder / "share" / "file").write_text("shared")
     return Ninep(HostTree(folder / "share", NoOwners(), multidevs="remap"), b"tag")
-
-
-def make_card(folder: Path) -> Device:
-    """On a hub, at which every frame comes back."""
-    ports: list[HubPort] = []
-    card, other = HubPort("card", ports), HubPort("other", ports)
-    other.take = lambda frames: card.take(frames)  # type: ignore[method-assign]
-    other.send(0, [Frame([memoryview(bytes(100))])])
-    return Net(card, bytes(6), 1500, 2)
 
 
 def ninep_head(source: Source) -> bytes:
@@ -121,40 +90,31 @@ TARGETS = {
     ),
     "9p": Target(make_share, ninep_head),
     "vsock": Target(make_vsock, packet, connect),
-    "net": Target(make_card, lambda s: s.bytes(12) + bytes([s.number(8), s.number(8)]) + s.bytes(s.number(64))),
+    "net": Target(makers.make_card, makers.net_head),
+    "net-dump": Target(makers.make_dumped, makers.net_head, check=makers.check_dump),
+    "net-stream": Target(makers.make_wired, makers.net_head, host=makers.wired_host),
+    "ports": Target(makers.make_ports, makers.ports_head, host=makers.ports_host),
+    "balloon": Target(makers.make_balloon, makers.balloon_head, host=makers.balloon_host),
+    "vhost-user": Target(makers.make_vhost, lambda s: s.bytes(16), host=makers.vhost_host),
+    "user": Target(makers.make_user, lambda s: s.bytes(s.number(40)), host=makers.user_host),
 }
 
 
-@contextmanager
-def fuzzed_memory(io: bool = False) -> Iterator[Ram]:
-    """A small machine's memory between two pages that nobody may touch."""
-    with io_memory() if io else machine_memory() as ram:
-        for page in PAGES:
-            map_fixed(page, 4096)
-            ctypes.memmove(page, CANARY, 4096)
-        try:
-            yield ram
-        finally:
-            for page in PAGES:
-                unmap(page, 4096)
-
-
-def check_canaries(folder: Path) -> None:
-    for page in PAGES:
-        assert ctypes.string_at(page, 4096) == CANARY, f"a device wrote to {page:#x}, beside guest RAM"
+def check_surroundings(folder: Path, given: Iterable[str] = KEPT) -> None:
+    """Memory and files that no device was given."""
+    check_guards()
     assert (folder / "beside").read_bytes() == CANARY, "a file that was not given has changed"
-    assert set(os.listdir(folder)) <= {"beside", "disk", "share", "vsock"}, "a file was made where none was given"
+    assert set(os.listdir(folder)) <= set(given), "a file was made where none was given"
 
 
 class Player:
     """The driver: steps by what the source says."""
 
-    def __init__(self, rig: Any, target: Target, source: Source) -> None:
-        self.rig, self.target, self.source = rig, target, source
-        offered = rig.features()
+    def __init__(self, rig: Any, target: Target, source: Source, offered: int) -> None:
+        self.rig, self.target, self.source, self.offered = rig, target, source, offered
         self.features = source.one((offered, offered & source.number(1 << 32) | VERSION_1, VERSION_1))
-        self.steps = (self.request, self.request, self.chain, self.register, self.notify, self.restart, self.scribble)
-        self.offered = offered
+        self.steps = 2 * (self.request, self.request, self.chain, self.register, self.notify, self.scribble)
+        self.steps += (self.restart, self.host)
         self.restart()
 
     def play(self) -> None:
@@ -171,6 +131,12 @@ class Player:
         self.rig.start(self.features | packed & self.offered, RING_SIZE)
         if self.source.number(2):
             self.target.begin(self)
+
+    def host(self) -> None:
+        """Something happens at the device's other side."""
+        if self.target.host and not isinstance(self.rig, Hart):
+            self.target.host(self.rig.transport, self.source)
+            self.rig.transport.poll()
 
     def ring(self) -> tuple[int, Any]:
         index = self.source.number(len(self.rig.rings))
@@ -238,51 +204,107 @@ class Player:
         self.rig.ram.view(place, count)[:] = self.source.bytes(count)
 
 
-class Arena:
-    """A device that is played with again and again in this process."""
+class Arena(Fuzzer):
+    """A device in this process, which is played with again and again."""
 
-    def __init__(self, name: str, ram: Ram, folder: Path) -> None:
-        self.target, self.ram, self.folder = TARGETS[name], ram, folder
+    unit = "a driver: features, then up to 40 steps, of which a third are requests"
+    name: ClassVar[str]
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.target = TARGETS[self.name]
+        self.stack = contextlib.ExitStack()
+        self.ram = self.stack.enter_context(guarded_memory())
+        self.stack.enter_context(silence())
         (folder / "beside").write_bytes(CANARY)
-        self.rig = Rig(ram, self.target.make(folder))
+        self.rig: Any = Rig(self.ram, self.target.make(folder))
+        self.offered = self.rig.features()
         self.faults: list[Exception] = []
-        fail = self.rig.transport._fail
+        self.rig.transport._fail = self.note(self.rig.transport._fail)
+
+    def note(self, fail: Callable[[Exception], None]) -> Callable[[Exception], None]:
+        """Have what devices raise looked at, on its way."""
 
         def noted(error: Exception) -> None:
-            if not isinstance(error, ACCEPTED):
+            if not isinstance(error, ACCEPTED) or getattr(error, "errno", 0) in OURS:
                 self.faults.append(error)
             fail(error)
 
-        self.rig.transport._fail = noted
+        return noted
 
     def play(self, data: bytes) -> None:
-        """One input; an AssertionError, or whatever got out of the device, is a finding."""
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            Player(self.rig, self.target, Source(data)).play()
-            if self.faults:
-                raise self.faults.pop()
-            check_canaries(self.folder)
-            self.rig.start(None, RING_SIZE)
-        assert self.rig.read(Register.STATUS) == ACKNOWLEDGE_DRIVER | 8 | 4, "the device does not come up again"
+        Player(self.rig, self.target, Source(data), self.offered).play()
+        self.settle()
+
+    def settle(self) -> None:
+        """Raise what a device should not have."""
+        if self.faults:
+            raise self.faults.pop()
+
+    def check(self) -> None:
+        check_surroundings(self.folder)
+        if self.target.check:
+            self.target.check(self.rig.device, self.folder)
+        self.rig.start(None, RING_SIZE)
+        self.settle()
+        status = self.rig.read(Register.STATUS)
+        assert status == ACKNOWLEDGE_DRIVER | FEATURES_OK | DRIVER_OK, "the device does not come up again"
 
     def close(self) -> None:
         self.rig.device.close()
+        self.rig = None
+        self.stack.close()
 
 
-def play_forked(inputs: dict[str, list[bytes]], folder: Path) -> None:
-    """All devices in one I/O process, each with its hostile driver; an entropy source must answer all the while."""
-    with fuzzed_memory(io=True) as ram:
-        (folder / "beside").write_bytes(CANARY)
-        devices: dict[int, Device] = {slot: TARGETS[name].make(folder) for slot, name in enumerate(inputs, 1)}
-        child = fork_io(IoConfig({0: Rng(), **devices}))
-        good = Hart(ram, Rng(), 0)
-        for slot, (name, list_of) in enumerate(inputs.items(), 1):
-            for data in list_of:
-                Player(Hart(ram, devices[slot], slot), TARGETS[name], Source(data)).play()
-                good.start()
-                assert len(good.ask(32)[1][0]) == 32
-                check_canaries(folder)
-                Hart(ram, devices[slot], slot).write(Register.STATUS, 0)
-        assert finish(child) == 0
-        for device in devices.values():
-            device.close()
+class Requests(Arena):
+    """The same device with a driver that goes on after each request: what is new with each is its bytes."""
+
+    unit = "a request: random bytes in up to four descriptors, in a ring that is kept"
+    longest = 120
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.begin(None)
+
+    def begin(self, features: int | None) -> None:
+        """With a ring of its own for each queue; descriptors 0 to 3 are used again and again."""
+        self.rig.start(features, RING_SIZE)
+        self.counts = [0] * len(self.rig.rings)
+
+    def play(self, data: bytes) -> None:
+        source = Source(data)
+        if not source.number(200) or not self.rig.transport.is_running():
+            self.begin(self.offered & ~RING_PACKED & source.number(1 << 32) | VERSION_1)
+        if self.target.host and not source.number(4):
+            self.target.host(self.rig.transport, source)
+        index = source.number(len(self.counts))
+        number = 4 * (self.counts[index] % 4)
+        if number in self.rig.transport.queues[index].outstanding:
+            self.rig.transport.write(Register.QUEUE_SEL, 4, index)
+            self.begin(None)
+            number = 0
+        self.offer(index, number, source)
+        self.rig.transport.notified(1 << index)
+        self.rig.transport.poll()
+        self.settle()
+
+    def offer(self, index: int, number: int, source: Source) -> None:
+        """Descriptors from `number` on: what is to be read, in one or two pieces, then room."""
+        ring, place = self.rig.rings[index], DATA + 0x4000 * number + 0x4_0000 * (index % 8)
+        rooms = source.one(ROOMS)
+        head = self.target.head(source) + (source.rest() if source.number(2) else b"")
+        cut = len(head) // 2 if len(head) & 1 else len(head)
+        pieces = [(place, cut, 0), (place + cut, len(head) - cut, 0)][: 2 if cut < len(head) else 1]
+        pieces += [(place + 0x1000 * (n + 1), room, 2) for n, room in enumerate(rooms)]
+        self.ram.view(place, len(head))[:] = head
+        last = len(pieces) - 1
+        for n, (address, size, flags) in enumerate(pieces):
+            flags, following = (flags, 0) if n == last else (flags | 1, number + n + 1)
+            ring.describe(number + n, address, size, flags, following)
+        ring.offer(number)
+        self.counts[index] += 1
+
+
+def arena(name: str, kind: type[Arena] = Arena) -> type[Arena]:
+    """The target of a device's name."""
+    return type(f"{kind.__name__}_{name}", (kind,), {"name": name})

@@ -45,11 +45,18 @@ def balloon_head(source: Source) -> bytes:
 
 
 def balloon_host(window: Transport, source: Source) -> None:
+    """Orders from outside, of which nothing may get out but the host's refusal; and the time for statistics comes."""
     device: Any = window.device
-    if source.number(2):
-        window._guarded(device.ask_statistics)
-    else:
-        window._guarded(device.resize, source.number(1 << 30))
+    match source.number(4):
+        case 0:
+            window.order("demand", source.number(1 << 30))
+        case 1:
+            window.order("poll_statistics", source.number(3))
+        case 2:
+            window.order("last_statistics", None)
+        case 3:
+            device.host.due = True
+            window.poll()
 
 
 # Console
@@ -174,6 +181,8 @@ def wired_host(window: Transport, source: Source) -> None:
     """The peer sends frames whose lengths are right or not, reads or not, goes or stays."""
     wire: Any = window.device.host
     other = wire.plug()
+    if not source.number(8):
+        window.order("set_link", bool(source.number(2)))
     length = source.one((0, 1, 5, 6, 13, 14, 60, 60, 60, 1514, 69632, 69633, 0xFFFF_FFFF, 0x80_0000))
     frame = source.bytes(min(length, 60)).ljust(min(length, 70000), b"x")
     data = pack(">I", length) + frame[: source.one((len(frame), len(frame), len(frame), 3, 0))]

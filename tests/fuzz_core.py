@@ -27,7 +27,7 @@ LENGTH = struct.Struct("<I")
 SEED = struct.Struct("<Q")
 PATIENCE = 60.0  # seconds for a batch, which takes some two
 BATCH_SECONDS = 2.0
-LARGEST_BATCH = 1 << 22
+LEAST_BATCH, LARGEST_BATCH = 64, 1 << 22  # on a busy host a child alone may take longer than a batch should
 MEMORY = "/dev/shm"  # where folders of targets are, if it is there: no disk has to be waited for
 FAILED = 1  # a child's exit status
 T = TypeVar("T")
@@ -293,7 +293,7 @@ class Finding(NamedTuple):
 
 def play_for(kind: type[Fuzzer], first: int, seconds: float, limit: int = 1 << 62) -> Iterator[int | Finding]:
     """Batches until the time is up, at least one: the inputs of each, and at last a finding if there is one."""
-    end, count = time.monotonic() + seconds, min(16, limit)
+    end, count = time.monotonic() + seconds, min(LEAST_BATCH, limit)
     left = limit
     kind.prepare()
     while left:
@@ -308,7 +308,7 @@ def play_for(kind: type[Fuzzer], first: int, seconds: float, limit: int = 1 << 6
             return
         longest = min(BATCH_SECONDS, max(0.1, end - now))
         grown = int(count * min(8.0, longest / max(now - began, 0.001)))
-        count = max(1, min(grown, LARGEST_BATCH, left))
+        count = min(max(grown, LEAST_BATCH), LARGEST_BATCH, left)
 
 
 def _finding(kind: type[Fuzzer], first: int, count: int, outcome: Outcome) -> Finding:

@@ -25,7 +25,8 @@ from virtio.netdump import Dump
 from virtio.nethub import HubPort
 from virtio.netstream import Stream
 from virtio.queue import Queue, Request
-from virtio.vhost_user import Backend, VhostBlock
+from virtio.vhost_devices import VhostBlock
+from virtio.vhost_user import Backend
 from virtio.vhost_wire import CONFIG, F_PROTOCOL, HEADER, INFLIGHT, KNOWN_PROTOCOL, Ask, Session
 
 FIRST_PAGE = 0x8000_0000 >> 12
@@ -207,10 +208,14 @@ class HostileBackend:
         self.answer = b""
         self.fds: list[int] = []
         self.is_gone = False
-        self.event = os.eventfd(0)  # for an event loop, which never hears of it
+        self.event = os.eventfd(1)  # always ready: whether there is an answer, `recv` says
+        self.theirs: socket.socket | None = None  # where to say something by itself
 
-    def __del__(self) -> None:
-        os.close(self.event)
+    def say(self, data: bytes) -> None:
+        """Something that nobody asked for."""
+        if self.theirs:
+            with contextlib.suppress(OSError):
+                self.theirs.send(data)
 
     # What a front end calls
 
@@ -226,6 +231,9 @@ class HostileBackend:
         data = b"".join(parts)
         request, flags, size = HEADER.unpack_from(data)
         assert len(data) == HEADER.size + size, "a message of another size than it says"
+        if request == Ask.SET_BACKEND_REQ_FD:
+            self.theirs = socket.socket(fileno=os.dup(rights[0][2][0]))
+            self.theirs.setblocking(False)
         payload = self._payload(request, data[HEADER.size :])
         if payload is not None:
             self._answer(request, payload)
@@ -252,9 +260,14 @@ class HostileBackend:
 
     def shutdown(self, how: int) -> None:
         self.is_gone = True
-        self.close()
 
     def close(self) -> None:
+        self.is_gone = True
+        if self.event >= 0:
+            os.close(self.event)
+            self.event = -1
+        if self.theirs:
+            self.theirs.close()
         for fd in self.fds:
             os.close(fd)
         self.fds = []
@@ -332,7 +345,11 @@ def vhost_host(window: Transport, source: Source) -> None:
     side.plan = plan
     if side.session is not None:
         side.session.link.plan = deque(plan)
-    match source.number(5):
+    match source.number(6):
+        case 5 if side.session is not None and side.session.channel is not None:
+            header = source.one((2, 2, 1, 9)), source.one((1, 9, 5, 0)), source.one((0, 0, 8, 4096, 0xFFFF_FFFF))
+            side.session.link.say((HEADER.pack(*header) + source.bytes(8))[: source.one((12, 20, 5, 0))])
+            side.ready(side.session.channel.fileno(), select.EPOLLIN)
         case 0 | 1:
             side.ready(source.one(side.calls), select.EPOLLIN)
         case 2 if side.session is not None:

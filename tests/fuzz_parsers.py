@@ -230,7 +230,7 @@ class VhostAnswers(Fuzzer):
         self.kept: list[int] = []
 
     def play(self, data: bytes) -> None:
-        link = HostileBackend(data)
+        link, session = HostileBackend(data), None
         try:
             session = Session(link)  # type: ignore[arg-type]
             assert len(session.config(60)) == 60
@@ -240,7 +240,8 @@ class VhostAnswers(Fuzzer):
         except BackendError:
             pass
         finally:
-            link.close()
+            if session:
+                session.close()
             self.close()
 
     def close(self) -> None:

@@ -144,7 +144,7 @@ def test_a_guest_with_devices_gets_their_options_and_is_told_to_set_them_up(tmp_
 
 
 def test_qemus_passt_ends_with_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "passt").write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nsleep 1000\n")
+    (tmp_path / "passt").write_text(f'#!/bin/sh\n[ "$1" = --help ] && exit\necho $$ > {tmp_path}/pid\nsleep 1000\n')
     (tmp_path / "passt").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     _, guest = fake(tmp_path, "")

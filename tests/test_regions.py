@@ -4,7 +4,7 @@ from mem import regions
 from mem.clint import Clint
 from mem.log import LINE
 from mem.machine import Machine
-from mem.mailbox import Mailbox
+from mem.mailbox import Mailbox, Sleepers
 from mem.plic import Plic
 from mem.reservation import Reservations
 from mem.uart import Uart
@@ -15,6 +15,7 @@ from smp.hot import HotBlocks
 PLACES = {
     "MACHINE": Machine.sizeof(),
     "MAILBOXES": regions.MAX_HARTS * Mailbox.sizeof(),
+    "SLEEPERS": Sleepers.sizeof(),
     "CLINT": Clint.sizeof(),
     "PLIC": Plic.sizeof(),
     "UART": Uart.sizeof(),

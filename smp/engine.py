@@ -28,13 +28,14 @@ MODULES = (
     "virtio.split",
     "virtio.packed",
     "virtio.checksum",
+    "virtio.merge",
 )
 
 
 def sources() -> list[Path]:
     """All source files that decide what the engine is."""
     root = Path(__file__).resolve().parent.parent
-    compiled = [root / "virtio" / name for name in ("ring.py", "split.py", "packed.py", "checksum.py")]
+    compiled = [root / "virtio" / name for name in ("ring.py", "split.py", "packed.py", "checksum.py", "merge.py")]
     return sorted([*compiled, *(p for package in ("smp", "mem") for p in (root / package).rglob("*.py"))])
 
 

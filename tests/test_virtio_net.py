@@ -143,7 +143,7 @@ def test_a_reset_forgets_what_waits(ram: Ram) -> None:
         offer(rig, 2, 100)
         wire.send(frame(size=1000))  # two of ten buffers
         turn(rig)
-        assert rig.device.state[0].buffers
+        assert rig.device.state[0].late
         begin(rig)
         found = wire.frames()
         turn(rig)

@@ -1,16 +1,16 @@
 """virtio-net (virtio 1.3, 5.1): frames between the driver's queues and a netdev, and the control queue.
 
 A frame goes out of guest RAM straight to the host, unless something is left to do in it that the netdev can't; then
-a copy is completed (virtio/offload.py). Buffers for receiving are taken from the ring when a frame has come, and
-those of one frame, or of a batch, are given back together.
+a copy is completed (virtio/offload.py). Buffers for receiving are taken from the ring when a frame has come
+(virtio/merge.py).
 """
 
-from collections import deque
 from collections.abc import Callable
 from struct import pack, unpack
 from typing import NamedTuple
 
 from virtio.device import Device
+from virtio.merge import FILLED, MISSING, Merger
 from virtio.netdev import ETHERNET, HEADER_BYTES, MAX_FRAME, PLAIN, Frame, Netdev
 from virtio.netfeatures import (
     ALWAYS,
@@ -59,7 +59,7 @@ class Pair:
     """A receive and a transmit queue, and what is between the rings and the host."""
 
     def __init__(self) -> None:
-        self.buffers: deque[Request] = deque()  # taken from the receive ring, for a frame that has not all come yet
+        self.merger = Merger()  # of received frames
         self.late: Frame | None = None  # came, but there are too few buffers
         self.held: list[Outgoing] = []  # the host's end is full
         self.is_busy = False  # there may be more to send
@@ -122,8 +122,6 @@ class Net(Device):
         pair = self.state[index >> 1] if index < 2 * self.pairs else Pair()
         if index & 1:
             pair.held, pair.is_busy = [], False
-        else:
-            pair.buffers.clear()
 
     def handle(self, index: int) -> None:
         if self.negotiated & F_CTRL_VQ and index == (2 * self.pairs if self.negotiated & F_MQ else 2):
@@ -211,17 +209,22 @@ class Net(Device):
     def _receive(self, number: int) -> bool:
         """Take what has come, up to a batch of frames; True when there was something."""
         pair, queue = self.state[number], self.queues[2 * number]
-        batch: list[tuple[Request, int]] = []
-        count = 0
+        is_merging = bool(self.negotiated & F_MRG_RXBUF)
+        count = filled = 0
         while count < BATCH and (frame := pair.late or self.host.receive(number)):
-            filled = self._fill(pair, queue, frame) if self._wants(frame) else []
-            if filled is None:
-                pair.late = frame
-                break
+            if self._wants(frame):
+                header = frame.header if self.negotiated & F_GUEST_CSUM else PLAIN
+                found = pair.merger.put(queue, frame.parts[0], header, is_merging)
+                if found == MISSING:
+                    pair.late = frame
+                    break
+                filled += found == FILLED
+            else:
+                pair.merger.drop()
             pair.late = None
-            batch += filled
             count += 1
-        queue.finish(batch)
+        if filled:
+            queue.given_back()
         return count > 0
 
     def _wants(self, frame: Frame) -> bool:
@@ -231,50 +234,6 @@ class Net(Device):
         if self.negotiated & F_MTU and frame.header[1] == 0:
             return frame.size() <= self.mtu + ETHERNET + 4  # a VLAN tag is not part of the MTU
         return True
-
-    def _fill(self, pair: Pair, queue: Queue, frame: Frame) -> list[tuple[Request, int]] | None:
-        """Put a frame into buffers; None if there are too few, and nothing has happened then."""
-        size = HEADER_BYTES + frame.size()
-        count = self._gather(pair, queue, size)
-        if count is None:
-            return None
-        used = [pair.buffers.popleft() for _ in range(count)]
-        if not used:
-            return []
-        header = frame.header if self.negotiated & F_GUEST_CSUM else PLAIN
-        used[0].write(header[:10] + pack("<H", count))
-        (data,), filled, at = frame.parts, [], 0
-        for number, request in enumerate(used):
-            written = request.write(data[at:])
-            at += written
-            filled.append((request, written + HEADER_BYTES * (number == 0)))
-        return filled
-
-    def _gather(self, pair: Pair, queue: Queue, size: int) -> int | None:
-        """Have buffers for so many bytes in front; how many, 0 to drop the frame, None if it has to wait."""
-        room = 0
-        is_merging = self.negotiated & F_MRG_RXBUF
-        for count in range(1, queue.size + 1):
-            if count > len(pair.buffers) and not self._take(pair, queue):
-                return None
-            room += size_of(pair.buffers[count - 1].writable)
-            if room >= size:
-                return count
-            if not is_merging:
-                return 0
-        return 0  # even the whole ring is too small
-
-    def _take(self, pair: Pair, queue: Queue) -> bool:
-        """One more buffer from the ring; False when there is none, and the driver notifies of the next."""
-        while True:
-            request = queue.pop()
-            if request is not None:
-                if size_of(request.writable) < HEADER_BYTES:
-                    raise QueueError(f"a buffer to receive of less than {HEADER_BYTES} bytes")
-                pair.buffers.append(request)
-                return True
-            if queue.arm():
-                return False
 
     # Control
 

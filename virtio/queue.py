@@ -124,7 +124,7 @@ class Queue:
             del self.outstanding[request.head]
             request.written = written
             self.ring.push_one(request)
-            self._given_back()
+            self.given_back()
 
     def finish(self, batch: list[tuple[Request, int]]) -> None:
         """Give chains back, with how much was written into each: the driver sees all of them at once, or none.
@@ -144,9 +144,10 @@ class Queue:
             for request in due:
                 del self.outstanding[request.head]
             self.ring.push(due)
-            self._given_back()
+            self.given_back()
 
-    def _given_back(self) -> None:
+    def given_back(self) -> None:
+        """Something was pushed: the driver is told now or soon."""
         if self.unsignalled is None:
             self.signal()
         elif not self.pending:

@@ -170,7 +170,7 @@ class Ring:
 
     natives: tuple[Any, ...]  # pop, push, arm, silence, wants_interrupt
     next_avail, next_used, signalled = _word("next_avail"), _word("next_used"), _word("signalled")
-    indirect, event_index = _word("indirect"), _word("event_index")
+    indirect, event_index, head = _word("indirect"), _word("event_index"), _word("head")
 
     def __init__(self, ram: Ram, size: int, event_index: bool, indirect: bool) -> None:
         self.ram, self.size = ram, size
@@ -194,7 +194,7 @@ class Ring:
         found = self._pop(self.place)
         if found != FOUND:
             if found == BAD:
-                raise QueueError(ERRORS[self.words[ERROR]].format(self.words[ERROR + 1], self.words[ERROR + 2]))
+                self.refuse()
             return False
         words, memory = self.words, self.ram.memory
         request.head, request.slots = words[HEAD], words[SLOTS]
@@ -206,6 +206,10 @@ class Ring:
             memory[start:end] for start, end in zip(request.spans[::2], request.spans[1::2], strict=True)
         ]
         return True
+
+    def refuse(self) -> None:
+        """Say what the driver did wrong."""
+        raise QueueError(ERRORS[self.words[ERROR]].format(self.words[ERROR + 1], self.words[ERROR + 2]))
 
     def push(self, batch: list[Request]) -> None:
         """Publish that requests are used, all of them at once."""

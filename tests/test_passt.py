@@ -15,7 +15,9 @@ from smp import passt_options
 from smp.config import NetdevConfig
 from smp.cpu import ConfigError
 from virtio.netdev import Frame
+from virtio.netfeatures import F_GUEST_CSUM
 from virtio.netpasst import Passt
+from virtio.offload import DATA_VALID
 
 CARD = bytes.fromhex("525400123456")
 
@@ -171,6 +173,46 @@ def test_a_forwarded_port_reaches_the_guest() -> None:
             assert (ip[9], ip[16:20]) == (6, bytes([10, 0, 2, 15]))
             assert struct.unpack_from(">H", ip, 22)[0] == 22
             assert ip[33] == 2  # SYN
+
+
+def segment(port: int, sequence: int, acknowledged: int, flags: int) -> bytes:
+    """A segment of the guest's for the host, without data."""
+    addresses = bytes([10, 0, 2, 15, 10, 0, 2, 2])
+    tcp = struct.pack(">HHIIBBHHH", 4000, port, sequence, acknowledged, 5 << 4, flags, 65535, 0, 0)
+    tcp = tcp[:16] + checksum(addresses + struct.pack(">HH", 6, 20) + tcp) + tcp[18:]
+    ip = struct.pack(">BBHHHBBH", 0x45, 0, 40, 0, 0, 64, 6, 0) + addresses
+    return b"\xff" * 6 + CARD + b"\x08\0" + ip[:10] + checksum(ip) + ip[12:] + tcp
+
+
+def is_summed(frame: bytes) -> bool:
+    """Whether the checksums of a frame of IPv4 are right; 0 is none, in UDP (RFC 768)."""
+    ip, payload = frame[14:34], frame[34 : 14 + int.from_bytes(frame[16:18], "big")]
+    if ip[9] == 17 and payload[6:8] == b"\0\0":
+        return checksum(ip) == b"\0\0"
+    pseudo = ip[12:20] + struct.pack(">HH", ip[9], len(payload))
+    return checksum(ip) == checksum(pseudo + payload + b"\0" * (len(payload) & 1)) == b"\0\0"
+
+
+def test_what_comes_from_passt_need_not_be_summed_up() -> None:
+    """Its checksums are right, so a guest that forwards may leave them, and a driver that asked is told."""
+    with socket.create_server(("127.0.0.1", 0)) as server, both(open_one("user", ("ipv6", "off"))) as (host,):
+        assert isinstance(host, Passt)
+        host.configure(F_GUEST_CSUM, 1)
+        port, got = server.getsockname()[1], [answers(host, discover())]
+        got.append(answers(host, segment(port, 1, 0, 2)))
+        assert got[-1][47] == 0x12  # SYN and ACK
+        first = int.from_bytes(got[-1][38:42], "big") + 1
+        link = server.accept()[0]
+        with link:
+            link.sendall(bytes(range(256)) * 40 + b"odd")
+            got.append(answers(host, segment(port, 2, first, 0x10)))
+            while len(got[-1]) < 60:
+                got.append(answers(host, segment(port, 2, first, 0x10)))
+        assert all(map(is_summed, got))
+        assert not is_summed(got[-1][:-1] + bytes([got[-1][-1] ^ 1]))
+        assert host.header[0] == DATA_VALID
+        host.configure(0, 1)
+        assert not any(host.header)
 
 
 def test_it_runs_as_nobody_for_root() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from virtio.needs import Needs
-from virtio.netdev import MAX_FRAME, Frame, Netdev
+from virtio.netdev import MAX_FRAME, PLAIN, Frame, Netdev
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
 LENGTH = struct.Struct(">I")
@@ -32,6 +32,7 @@ class Stream(Netdev):
     peer: family and address that `dial` connects to.
     """
 
+    header = PLAIN  # of what comes
     message = 1 << 30  # bytes at most that several frames may have which are sent by one system call
 
     def __init__(
@@ -222,7 +223,7 @@ class Stream(Netdev):
                     return None
                 if self.filled >= end:
                     self.begin = end
-                    return Frame([self.buffer[start:end]])
+                    return Frame([self.buffer[start:end]], self.header)
             if not self._fill():
                 return None
         return None

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from virtio.checksum import checksum_words
 
 HEADER = Struct("<BBHHHHH")  # struct virtio_net_hdr
-NEEDS_CSUM = 1
+NEEDS_CSUM, DATA_VALID = 1, 2
 GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4 = 0, 1, 4, 5
 GSO_ECN = 0x80
 LARGEST = 0xFFFF  # bytes of a frame that is sent uncut

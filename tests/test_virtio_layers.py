@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from smp.engine import sources
+
 VIRTIO = Path(__file__).resolve().parent.parent / "virtio"
 TRANSPORT = ("mmio", "process")
 RINGS = ("queue", "request", "ring", "split", "packed", "ram", "features")
@@ -61,3 +63,10 @@ def test_transport_and_rings_mention_no_device(name: str) -> None:
 @pytest.mark.parametrize("name", RINGS)
 def test_rings_know_no_registers(name: str) -> None:
     assert not imports(VIRTIO / f"{name}.py") & {"virtio.mmio", "virtio.device", "virtio.process", "mem.window"}
+
+
+def test_the_engine_is_compiled_anew_when_a_native_changes() -> None:
+    """It is cached by its sources, so a file of natives that is none of them would be stale, or missing."""
+    files = {path for path in VIRTIO.glob("*.py") if "\n@native" in path.read_text()}
+    assert VIRTIO / "merge.py" in files
+    assert files <= set(sources())

@@ -203,6 +203,8 @@ def test_linux_as_kunit_starts_it(guest: Guest, tmp_path: Path) -> None:
 
 def test_the_extra_is_the_command_of_qemus_name() -> None:
     root = Path(__file__).parent.parent
-    whole, shim = (tomllib.loads((root / name).read_text()) for name in ("pyproject.toml", "scripts/shim/pyproject.toml"))
+    whole, shim = (
+        tomllib.loads((root / name).read_text()) for name in ("pyproject.toml", "scripts/shim/pyproject.toml")
+    )
     assert whole["project"]["optional-dependencies"]["qemu"] == [shim["project"]["name"]]
     assert shim["project"]["scripts"] == {"qemu-system-riscv64": whole["project"]["scripts"]["hartbeat"]}

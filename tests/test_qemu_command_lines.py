@@ -35,8 +35,35 @@ BUILDROOT = """-M virt -nographic -drive file={disk},format=raw,id=hd0 -device v
     -object rng-random,filename=/dev/urandom,id=rng0 -device virtio-rng-device,rng=rng0"""
 RCORE = "-machine virt -nographic -bios {firmware} -device loader,file={kernel},addr=0x80200000"
 SHELL = "-chardev stdio,id=console,signal=off,mux=on -serial chardev:console -mon chardev=console"
-SCRIPT = """-device virtio-serial-pci -chardev stdio,id=in,signal=on,mux=off
-    -device virtserialport,name=virtme.stdin,chardev=in"""
+# What `vng --arch riscv64 --root DIR --run IMAGE --force-9p --cpus 4 --memory 1G --network user --rodir=/mnt/ro=DIR
+# --rwdir=/mnt/rw=DIR -- 'uname -a; nproc; exit 3'` of virtme-ng 1.42 starts, but for -append.
+SCRIPT = """-name virtme-ng -m 1G
+    -fsdev local,id=virtfs5,path={folder},security_model=none,readonly=on,multidevs=remap
+    -device virtio-9p-pci,fsdev=virtfs5,mount_tag=/dev/root
+    -fsdev local,id=virtfs9,path={folder},security_model=none,readonly=on,multidevs=remap
+    -device virtio-9p-pci,fsdev=virtfs9,mount_tag=virtme.guesttools
+    -fsdev local,id=virtfs13,path={folder},security_model=none,multidevs=remap
+    -device virtio-9p-pci,fsdev=virtfs13,mount_tag=virtme.initmount0
+    -fsdev local,id=virtfs17,path={folder},security_model=none,readonly=on,multidevs=remap
+    -device virtio-9p-pci,fsdev=virtfs17,mount_tag=virtme.initmount1
+    -machine virt -bios default -parallel none -net none -smp 4 -vga none -display none
+    -serial chardev:console -chardev file,id=console,path=/dev/null
+    -chardev stdio,id=stdin,signal=on,mux=off
+    -device virtio-serial-pci -device virtserialport,name=virtme.stdin,chardev=stdin
+    -chardev file,id=stdout,path=/proc/self/fd/{stdout}
+    -device virtio-serial-pci -device virtserialport,name=virtme.stdout,chardev=stdout
+    -chardev file,id=stderr,path=/proc/self/fd/{stderr}
+    -device virtio-serial-pci -device virtserialport,name=virtme.stderr,chardev=stderr
+    -chardev file,id=dev_stdout,path=/proc/self/fd/{stdout}
+    -device virtio-serial-pci -device virtserialport,name=virtme.dev_stdout,chardev=dev_stdout
+    -chardev file,id=dev_stderr,path=/proc/self/fd/{stderr}
+    -device virtio-serial-pci -device virtserialport,name=virtme.dev_stderr,chardev=dev_stderr
+    -chardev file,id=ret,path={folder}/ret
+    -device virtio-serial-pci -device virtserialport,name=virtme.ret,chardev=ret
+    -device virtio-net-pci,netdev=n0 -netdev user,id=n0 -no-reboot -kernel {kernel}"""
+APPEND = """virtme_hostname=virtme-ng virtme_root_user=1 rootfstype=9p
+    rootflags=version=9p2000.L,trans=virtio,access=any,msize=524288 ro quiet init=/bin/sh --
+    -c "mount -t tmpfs run /run; exec /run/virtme/guesttools/virtme-init\""""
 
 
 def parse(line: str, *more: str) -> MachineConfig:
@@ -82,18 +109,29 @@ def test_virtme_ngs_shell(kernel: Path) -> None:
 
 
 def test_virtme_ngs_script(kernel: Path) -> None:
-    pipes = [os.pipe() for _ in range(5)]
-    line = f"{VIRTME.format(folder=kernel.parent)} {SCRIPT} -kernel {kernel}"
-    for number, (_, writer) in enumerate(pipes):
-        line += f" -chardev file,id=d{number},path=/proc/self/fd/{writer}"
-        line += f" -device virtserialport,name=virtme.dev{number},chardev=d{number}"
-    io = io_config(parse(line))
-    (ports,) = (device for device in io.devices.values() if isinstance(device, Ports))
-    assert [port.name for port in ports.ports.values()][1:] == [f"virtme.dev{n}".encode() for n in range(5)]
-    stdin = ports.ports[1].host
+    """Each stream is a port by its name, on a bus of its own; two that lead to one pipe are both open."""
+    (out, stdout), (err, stderr) = os.pipe(), os.pipe()
+    line = SCRIPT.format(folder=kernel.parent, kernel=kernel, stdout=stdout, stderr=stderr)
+    config = parse(line, "-append", APPEND)
+    assert (config.harts, config.ram, config.reboot, config.append) == (4, 1 << 30, False, APPEND)
+    io = io_config(config)
+    shares = [device for device in io.devices.values() if isinstance(device, Ninep)]
+    tags = [share.tag for share in shares]
+    assert tags == [b"/dev/root", b"virtme.guesttools", b"virtme.initmount0", b"virtme.initmount1"]
+    assert [share.session.tree.readonly for share in shares] == [True, True, False, True]
+    buses = [device for device in io.devices.values() if isinstance(device, Ports)]
+    ports = {port.name.decode(): port.host for bus in buses for port in bus.ports.values()}
+    names = ("stdin", "stdout", "stderr", "dev_stdout", "dev_stderr", "ret")
+    assert list(ports) == [f"virtme.{name}" for name in names] and len(buses) == len(names)
+    stdin = ports["virtme.stdin"]
     assert isinstance(stdin, Stdio) and stdin.signals and not stdin.mux
+    for name in names[1:]:
+        ports[f"virtme.{name}"].write(f"to {name}\n".encode())
+    assert os.read(out, 99) == b"to stdout\nto dev_stdout\n"
+    assert os.read(err, 99) == b"to stderr\nto dev_stderr\n"
+    assert (kernel.parent / "ret").read_bytes() == b"to ret\n", "virtme-ng's own status is what is written here"
     io.close()
-    for end in (end for pair in pipes for end in pair):
+    for end in (out, stdout, err, stderr):
         os.close(end)
 
 

@@ -12,7 +12,7 @@ from smp import options
 from smp.config import check
 from smp.cpu import ConfigError
 from smp.io_setup import io_config
-from virtio.chardev import OUTPUT_LIMIT, Chardev
+from virtio.chardev import IN, OUTPUT_LIMIT, Chardev, FdChardev
 from virtio.console import F_EMERG_WRITE, F_MULTIPORT, F_SIZE, NO_PORT, WAITING, Console, Event, Port
 from virtio.queue import Ram
 
@@ -137,6 +137,25 @@ def test_the_hosts_comings_and_goings_are_reported(ram: Ram) -> None:
         driver.transport.poll()
         driver.transport.poll()
         assert driver.heard() == [(1, Event.PORT_OPEN, int(is_there))]
+
+
+def test_the_end_of_input_comes_after_what_was_sent_before(ram: Ram) -> None:
+    reader, writer = os.pipe()
+    host = FdChardev(reader, -1)
+    driver = Driver(ram, Console({1: Port(host, False, b"stdin")}, 2)).begin()
+    assert driver.ready(1)[-1] == (1, Event.PORT_OPEN, 1)
+    os.write(writer, b"last words")
+    os.close(writer)
+    for _ in range(2):
+        host.ready(reader, IN)
+    driver.transport.poll()
+    assert driver.heard() == [], "the driver has no buffer for them yet"
+    for size in (4, 16):
+        driver.rings[4].add(size)
+        driver.notify(4)
+        driver.transport.poll()
+    assert [size for _, size in driver.rings[4].collect()] == [4, 6]
+    assert driver.heard() == [(1, Event.PORT_OPEN, 0)], "a reader in the guest sees the end now"
 
 
 def test_a_terminals_size_is_told_by_message(ram: Ram) -> None:

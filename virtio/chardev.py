@@ -49,6 +49,10 @@ class Chardev(Host):
         """Whether somebody is at the host's end, as far as that is known."""
         return False
 
+    def is_over(self) -> bool:
+        """Whether the host's end sends no more, and what it sent has been read."""
+        return False
+
     def has_output(self) -> bool:
         return bool(self.output)
 
@@ -69,10 +73,13 @@ class FdChardev(Chardev):
     def __init__(self, source: int, sink: int, lossy: bool = False) -> None:
         super().__init__()
         self.source, self.sink, self.lossy = source, sink, lossy
-        self.broken = False
+        self.has_ended = False  # the source has
 
     def is_open(self) -> bool:
         return True
+
+    def is_over(self) -> bool:
+        return self.has_ended and not self.input
 
     def interest(self) -> dict[int, int]:
         wanted: dict[int, int] = {}
@@ -106,7 +113,7 @@ class FdChardev(Chardev):
 
     def ended(self) -> None:
         """The host's end sends no more."""
-        self.source = -1
+        self.source, self.has_ended = -1, True
 
     def write(self, data: bytes) -> None:
         if self.sink < 0:

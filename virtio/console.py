@@ -52,8 +52,8 @@ class Port:
         self.blocked = False  # the host's end was full
 
     def host_is_open(self) -> bool:
-        """A console is there whether or not somebody looks at it, as in QEMU."""
-        return self.is_console or self.host.is_open()
+        """A console is there whether or not somebody looks at it; a port until its input's end.  Both as in QEMU."""
+        return self.is_console or (self.host.is_open() and not self.host.is_over())
 
     def send(self, queue: Queue) -> None:
         """Pass on what the guest sends until the host's end is full; `Console.poll` goes on when it has room again."""

@@ -25,6 +25,7 @@ ADUE, PBMTE, ENVCFG_CACHE = 1 << 61, 1 << 62, 0xF0
 # What M-mode delegates under the built-in SBI: everything but calls from S-mode, which the SBI answers.
 DELEGATED = 0xB1FF
 SUPERVISOR_INTERRUPTS = 0x222
+COUNTERS_FOR_ALL = 7  # cycle, time and instret, which OpenSBI lets user programs read as well
 
 
 def host_cores() -> int:
@@ -93,6 +94,7 @@ def hand_over(config: MachineConfig, h: Hart, box: "object", first: bool) -> Non
     h.privilege = SUPERVISOR
     h.medeleg, h.mideleg = DELEGATED, SUPERVISOR_INTERRUPTS
     h.mcounteren = 0xFFFFFFFF
+    h.scounteren = COUNTERS_FOR_ALL  # a kernel without a PMU driver leaves it as it is, and the vDSO reads time
     h.mmu.menvcfg = ENVCFG_CACHE | STCE  # the SBI sets timers by it, with or without Sstc
     h.mmu.menvcfg |= PBMTE if config.cpu.mask & EXT_SVPBMT else 0
     h.mmu.pmpcfg[0], h.mmu.pmpaddr[0] = 0x1F, (1 << 54) - 1

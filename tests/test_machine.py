@@ -81,6 +81,29 @@ spin:
     addi t3, t3, 1
     j spin
 """
+# Under the built-in SBI: what a user program reads.
+COUNTERS = """
+    lla t0, user
+    csrw sepc, t0
+    lla t0, trap
+    csrw stvec, t0
+    li t0, 0x100
+    csrc sstatus, t0
+    sret
+user:
+    rdcycle t0
+    rdtime t0
+    rdinstret t0
+    ecall
+    .balign 4
+trap:
+    csrr t0, scause
+    li t1, 8
+    bne t0, t1, failed
+    finish 0x5555
+failed:
+    finish 0x13333
+"""
 RESET = 'only_first; say "started\\n"; finish 0x7777'
 # Numbered lines of 32 bytes, LINES of them, then power-off.
 FLOOD = """
@@ -191,6 +214,12 @@ def test_a_failure_of_the_test_finisher_is_the_exit_status(guest: Assemble, code
 def test_htif_codes_are_exit_statuses(guest: Assemble, command: int, status: int) -> None:
     with started("-nographic", "-kernel", guest(HTIF.replace("COMMAND", str(command))), harts=1) as console:
         assert console.wait() == status
+
+
+def test_a_kernel_that_leaves_scounteren_alone_has_counters_for_its_programs(guest: Assemble) -> None:
+    """OpenSBI hands them over so, and Linux without a PMU driver keeps them so; its vDSO reads the time."""
+    with started("-nographic", "-bios", "default", "-kernel", guest(COUNTERS), harts=1) as console:
+        assert console.wait() == 0
 
 
 def test_a_reset_starts_the_machine_again(guest: Assemble) -> None:

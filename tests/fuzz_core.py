@@ -28,6 +28,7 @@ SEED = struct.Struct("<Q")
 PATIENCE = 60.0  # seconds for a batch, which takes some two
 BATCH_SECONDS = 2.0
 LEAST_BATCH, LARGEST_BATCH = 64, 1 << 22  # on a busy host a child alone may take longer than a batch should
+PREFIX, FOLDER = "hartbeat-fuzz-", "HARTBEAT_FUZZ_FOLDER"  # of the folder that a child makes its own in
 MEMORY = "/dev/shm"  # where folders of targets are, if it is there: no disk has to be waited for
 FAILED = 1  # a child's exit status
 T = TypeVar("T")
@@ -157,9 +158,11 @@ class Progress:
 def in_child(work: Callable[[Callable[[int], None]], None], patience: float = PATIENCE) -> Outcome:
     """Do the work in a child process, which has that long; it tells where it is."""
     progress = Progress()
-    with tempfile.TemporaryFile() as said:
+    # Its folders lie in one of ours, for a child that is killed removes none.
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder_of_all()) as folder:
         child = os.fork()
         if child == 0:
+            os.environ[FOLDER] = folder
             _work(work, progress.tell, said.fileno())
         status = _end_of(child, patience)
         said.seek(0)
@@ -201,13 +204,15 @@ def _end_of(child: int, patience: float) -> int | None:
 
 def folder_of_all() -> str | None:
     """Where the folders of targets are made."""
+    if FOLDER in os.environ:
+        return os.environ[FOLDER]
     return MEMORY if os.access(MEMORY, os.W_OK) else None
 
 
 def opened(kind: type[Fuzzer], play: Callable[[Fuzzer], None]) -> None:
     """Play with a fresh target, and see that it leaves no descriptors."""
     before = len(os.listdir("/proc/self/fd"))
-    with tempfile.TemporaryDirectory(prefix="hartbeat-fuzz-", dir=folder_of_all()) as folder:
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder_of_all()) as folder:
         fuzzer = kind(Path(folder))
         try:
             play(fuzzer)

@@ -78,16 +78,6 @@ def crowded() -> int:
     return aload64(ref(s.asleep)) < s.surplus
 
 
-@line_aligned
-@layout
-class Awake(Layout):
-    """How many harts want a core of the host; on a cache line of its own, for every sleep writes it."""
-
-    harts: u32  # those that do not sleep: all of them at the start
-    cores: u32  # of the host, that this machine may use
-    pad: list[u64] = many(7)
-
-
 @native(inline=True)
 def mailbox(hart: int) -> Mailbox:
     """The hart's mailbox."""

@@ -17,16 +17,10 @@ from typing import Any
 import llvmlite
 from llvmlite import binding as llvm
 
+from mem.cachedir import cache_directory
 from mem.native import Native, Unit, building
 
 _state: dict[str, Any] = {}
-
-
-def cache_directory() -> Path:
-    """Where compiled code and guests are kept: $HARTBEAT_CACHE, or hartbeat in the user's cache directory."""
-    named = os.environ.get("HARTBEAT_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(named) if named else Path(base) / "hartbeat"
 
 
 def _digest(sources: list[Path], machine: Any, label: str) -> str:

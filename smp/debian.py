@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from mem.cachedir import cache_directory
 from smp import debian_tree, guest
 from smp.cpu import ConfigError
 from smp.debian_disk import Disk, ext4_tool, run_tool
@@ -73,7 +74,7 @@ def base_name(packages: Sequence[str], mirror: str) -> tuple[str, str]:
 
 def base_image(packages: Sequence[str], refresh: bool) -> Path:
     """The configured system that images are copies of; made where the cache lacks it, or anyway with `refresh`."""
-    cache = guest.cache_dir() / "debian"
+    cache = cache_directory() / "debian"
     mirror = guest.debian_mirror()
     asked, made = base_name(packages, mirror)
     final = cache / f"base-{asked}-{made}.img"
@@ -122,7 +123,7 @@ def configure(image: Path) -> None:
     command = [sys.executable, "-P", "-m", "smp", "-nographic", "-no-reboot", "-smp", harts, "-m", "1G"]
     command += ["-kernel", str(kernel.kernel), "-initrd", str(kernel.initrd), "-append", SETUP]
     command += ["-drive", f"file={escape(str(image))},format=raw"]
-    log = guest.cache_dir() / "debian" / "setup.log"
+    log = cache_directory() / "debian" / "setup.log"
     with log.open("wb") as out, contextlib.suppress(subprocess.TimeoutExpired):
         subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=SETUP_SECONDS)
     found = DONE.search(log.read_text(errors="replace").replace("\r", ""))

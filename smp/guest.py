@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mem.cachedir import cache_directory, keep_bytecode
 from smp import initramfs
 
 SUITE = "trixie"
@@ -73,16 +74,9 @@ class Guest:
     firmware_dir: Path | None
 
 
-def cache_dir() -> Path:
-    """`$HARTBEAT_CACHE`, else `hartbeat` in `$XDG_CACHE_HOME`, else in `~/.cache`."""
-    if own := os.environ.get("HARTBEAT_CACHE"):
-        return Path(own).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "hartbeat"
-
-
 def default_guest(refresh: bool = False) -> Guest:
     """The default guest, fetched and built where the cache lacks it, or anyway with `refresh`."""
-    cache = cache_dir() / "guest"
+    cache = cache_directory() / "guest"
     parts = None if refresh else current_parts(cache)
     if parts is None:
         with locked(cache):
@@ -490,6 +484,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_bytecode()
     # As the module that others import it is another one than __main__, with errors of its own.
     from smp import guest
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mem.cachedir import cache_directory
 from smp.config import SerialConfig
 from smp.cpu import ConfigError
 from smp.option_text import Help, number, one_of, pairs, path, size
@@ -57,9 +58,7 @@ def find_firmware(text: str) -> Path:
         for name in (text, text.removeprefix(OPENSBI)):
             if os.path.isfile(found := Path(folder, name)):
                 return found
-    from smp.guest import cache_dir  # which takes its time, and is seldom needed
-
-    kept = cache_dir() / "guest/current/firmware" / text.removeprefix(OPENSBI)
+    kept = cache_directory() / "guest/current/firmware" / text.removeprefix(OPENSBI)
     if not kept.is_file() and text.startswith((OPENSBI, "fw_")):
         raise ConfigError(
             f"-bios {text}: no such file; apt install opensbi, or start with -bios default, the built-in SBI"

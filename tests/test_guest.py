@@ -229,17 +229,6 @@ def test_what_is_no_image_is_refused() -> None:
 # ---- the cache
 
 
-def test_the_cache_directory_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HARTBEAT_CACHE", "/one")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/two")
-    monkeypatch.setenv("HOME", "/three")
-    assert guest.cache_dir() == Path("/one")
-    monkeypatch.delenv("HARTBEAT_CACHE")
-    assert guest.cache_dir() == Path("/two/hartbeat")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert guest.cache_dir() == Path("/three/.cache/hartbeat")
-
-
 @pytest.fixture
 def fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """A cache in tmp_path, filled by a stand-in for the network; the list grows with each fetch."""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from benchlib.build import need_tool
 from benchlib.rows import BenchError
-from smp.guest import OWN_KERNEL, SUITE, Apt, GuestError, cache_dir, debian_mirror
+from mem.cachedir import cache_directory
+from smp.guest import OWN_KERNEL, SUITE, Apt, GuestError, debian_mirror
 
 NAME = "qemu-system-riscv64"
 PACKAGE = "qemu-system-riscv"
@@ -44,7 +45,7 @@ def suite_qemu() -> Path:
     if platform.machine() != "x86_64":
         raise BenchError(f"--qemu {SUITE}: is for x86_64 hosts, this is {platform.machine()}; use --qemu PATH")
     recipe = hashlib.sha256(repr((FORMAT, SUITE, PACKAGE, KEPT, WRAPPER)).encode()).hexdigest()[:16]
-    final = cache_dir() / f"qemu-{SUITE}-{recipe}"
+    final = cache_directory() / f"qemu-{SUITE}-{recipe}"
     if not (final / NAME).exists():
         try:
             fetch(final)

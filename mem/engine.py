@@ -6,11 +6,12 @@ its digest matching, and the directory is readable by its owner alone.
 """
 
 import hashlib
+import io
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def load(
     `build` adds to the unit what is not a plain native.  Gives LLVM's execution engine (symbol look-up).
     """
     if label in _state:
-        return _state[label]
+        return _state[label][0]
     machine = _target()
     path = cache_directory() / "engine" / f"{label}-{_digest(sources, machine, label)}.o"
     try:
@@ -101,8 +102,28 @@ def load(
         address = linked.get_function_address(item.name)
         if address:
             item.bind(address)
-    _state[label] = linked
+    _state[label] = linked, data
     return linked
+
+
+def functions(label: str) -> Iterator[tuple[int, int, str]]:
+    """Host address, bytes and name of each function in a loaded engine."""
+    from elftools.elf.elffile import ELFFile
+
+    linked, data = _state[label]
+    bases: dict[int, int] = {}  # where a section lies, by its number in the file
+    local = []
+    for section in ELFFile(io.BytesIO(data)).iter_sections("SHT_SYMTAB"):
+        for symbol in section.iter_symbols():  # type: ignore[attr-defined]
+            if symbol["st_info"]["type"] != "STT_FUNC":
+                continue
+            address = linked.get_function_address(symbol.name)
+            if address:
+                bases[symbol["st_shndx"]] = address - symbol["st_value"]
+            local.append((symbol["st_shndx"], symbol["st_value"], symbol["st_size"], symbol.name))
+    for number, value, size, name in local:
+        if number in bases:
+            yield bases[number] + value, size, name
 
 
 def _compile(build: Callable[[Unit], None], machine: Any) -> bytes:

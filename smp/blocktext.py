@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mem.regions import CODE, CODE_TABLE
+from smp import engine
 from smp.blocklog import BlockFile, Translated
 from smp.codecache import CodeTable
 from smp.config import MachineConfig
@@ -86,7 +87,8 @@ class BlockText:
                 self.maps.append(os.open(path, flags, 0o644))
             except OSError as error:
                 say(f"-perfmap: {path}: {error.strerror}; remove it")
-        self.write_maps(f"{CODE:x} {self.pieces:x} hartbeat_pieces\n")
+        names = [(CODE, self.pieces, "pieces"), *engine.functions()]
+        self.write_maps("".join(f"{address:x} {size:x} hartbeat_{name}\n" for address, size, name in names))
 
     def write_maps(self, text: str) -> None:
         for fd in self.maps:

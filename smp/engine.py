@@ -1,7 +1,7 @@
 """The engine of a machine: every module with compiled code, in one unit."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ def load(progress: Callable[[str], None] = lambda text: None) -> Any:
     for name in MODULES:
         importlib.import_module(name)
     return engine.load("engine", sources(), _build, progress)
+
+
+def functions() -> Iterator[tuple[int, int, str]]:
+    """Host address, bytes and name of each compiled function, once they are loaded."""
+    return engine.functions("engine")
 
 
 def _build(unit: Unit) -> None:

@@ -28,6 +28,7 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from enum import IntEnum
+from functools import cached_property
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from llvmlite import ir
@@ -50,7 +51,7 @@ class Native:
         self.name = f"{function.__module__}.{function.__qualname__}".replace(".", "_")
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
-        self.entry: Any = None
+        self.address = 0  # where the compiled code is; 0: not yet
         self.is_native = True
         Native.registry.append(self)
 
@@ -67,16 +68,31 @@ class Native:
 
     def bind(self, address: int) -> None:
         """Give the compiled code's host address."""
-        kinds = [ctypes.c_uint64] * len(self.parameters())
-        self.entry = ctypes.PYFUNCTYPE(ctypes.c_uint64, *kinds)(address)
-        self.unlocked = ctypes.CFUNCTYPE(ctypes.c_uint64, *kinds)(address)
+        self.address = address
+        for made in ("entry", "unlocked"):
+            self.__dict__.pop(made, None)
+
+    def _callable(self, kind: Any) -> Any:
+        if not self.address:
+            raise RuntimeError(f"{self.name} is not compiled yet: load the engine first")
+        return kind(ctypes.c_uint64, *[ctypes.c_uint64] * len(self.parameters()))(self.address)
+
+    # Most natives are only ever called by natives, so the objects to call them from Python are made when first used.
+
+    @cached_property
+    def entry(self) -> Any:
+        """What Python calls, with words as arguments."""
+        return self._callable(ctypes.PYFUNCTYPE)
+
+    @cached_property
+    def unlocked(self) -> Any:
+        """The same, without the interpreter's lock meanwhile."""
+        return self._callable(ctypes.CFUNCTYPE)
 
     def __call__(self, *args: Any) -> int:
         try:
             return self.entry(*args)
         except (ctypes.ArgumentError, TypeError):  # looking at each argument first would take longer than most calls
-            if self.entry is None:
-                raise RuntimeError(f"{self.name} is not compiled yet: load the engine first") from None
             return self.entry(*[ctypes.addressof(a) if isinstance(a, ctypes.Structure) else a for a in args])
 
 

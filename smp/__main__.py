@@ -1,5 +1,6 @@
 """`python -m smp` is the `hartbeat` command."""
 
+import gc
 import signal
 import sys
 
@@ -11,6 +12,7 @@ def command() -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     keep_bytecode()
+    gc.disable()  # until the processes are forked: what a start makes stays
     from smp.cli import main
 
     return main()

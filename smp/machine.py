@@ -178,8 +178,8 @@ class Run:
         """Fork the processes.  What exists by now is shared with them copy-on-write; the collector keeps off it."""
         sys.stdout.flush()
         sys.stderr.flush()
-        gc.collect()
         gc.freeze()
+        gc.enable()
         context = multiprocess.get_context("fork")
         self.started = time.monotonic()
         for number in range(len(self.io.polling)):

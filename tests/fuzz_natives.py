@@ -43,7 +43,7 @@ _linked: list[Any] = []
 
 def compile_natives(*natives: Any) -> None:
     """Give them code, which lives as long as the process; once is enough."""
-    if natives[0].entry is not None:
+    if natives[0].address:
         return
     unit, target = Unit("tests"), compiler._target()
     with building(unit):

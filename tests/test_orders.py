@@ -75,6 +75,19 @@ def test_a_disk_is_made_larger_and_smaller(ram: Ram, tmp_path: Path) -> None:
     assert (tmp_path / "disk").stat().st_size == 1024
 
 
+def test_a_device_that_fails_at_an_order_needs_a_reset_and_the_process_goes_on(
+    ram: Ram, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    served = Served(ram, Block(Image(tmp_path / "disk")))
+    assert served.ask("resize", "large").startswith("blk: TypeError: ")
+    assert served.rig.needs_reset() and served.rig.interrupts() & 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "(blk): TypeError: " in line and "the device needs a reset" in line
+    served.rig.start()
+    assert served.ask("size") == 4096
+
+
 def test_a_cable_that_is_out_is_no_carrier(ram: Ram) -> None:
     served = Served(ram, Net(Netdev(), b"\x52\x54\0\0\0\1"))
     served.ask("set_link", False)

@@ -160,9 +160,17 @@ class Transport:
         return self.status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK
 
     def order(self, what: str, value: Any) -> Any:
-        """Have the device do what somebody on the host asks for, who is told of its errors."""
+        """Have the device do what somebody on the host asks for, who is told of its errors.
+
+        OSError: the host can't do it.  After any other the device needs a reset, as when it fails at the driver's work.
+        """
         try:
             return getattr(self.device, what)(value)
+        except OSError:
+            raise
+        except Exception as error:
+            self._fail(error)
+            raise
         finally:
             self._signal()
 

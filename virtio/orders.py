@@ -68,6 +68,8 @@ class Orders(Host):
             return {"number": order["number"], "value": transport.order(what, order["value"])}
         except OSError as error:
             return {"number": order["number"], "error": str(error.strerror or error)}
+        except Exception as error:
+            return {"number": order["number"], "error": f"{transport.name}: {type(error).__name__}: {error}"}
 
     def note(self, slot: int, what: str, value: Any) -> None:
         """Something has changed."""

@@ -3,8 +3,10 @@
 import os
 import socket
 import struct
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +18,7 @@ from smp.config import NetdevConfig
 from smp.cpu import ConfigError
 from virtio.netdev import Frame
 from virtio.netfeatures import F_GUEST_CSUM
-from virtio.netpasst import Passt
+from virtio.netpasst import Passt, PasstError
 from virtio.offload import DATA_VALID
 
 CARD = bytes.fromhex("525400123456")
@@ -106,6 +108,21 @@ def test_what_passt_says_is_passed_on() -> None:
         open_one("user", ("hostfwd", "tcp:192.0.2.77:2222-:22"))
 
 
+def test_a_passt_that_ends_before_it_is_asked_is_heard_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "passt").write_text("#!/bin/sh\necho no luck\nexit 3\n")
+    (tmp_path / "passt").chmod(0o755)
+    popen = subprocess.Popen
+
+    def ended(*words: Any, **more: Any) -> subprocess.Popen[bytes]:
+        process = popen(*words, **more)
+        process.wait()
+        return process
+
+    monkeypatch.setattr("virtio.netpasst.subprocess.Popen", ended)
+    with pytest.raises(PasstError, match="no luck"):
+        Passt("n0", [str(tmp_path / "passt")], "10.0.2.2")
+
+
 def checksum(data: bytes) -> bytes:
     total = sum(struct.unpack(f">{len(data) // 2}H", data))
     total = (total & 0xFFFF) + (total >> 16)
@@ -120,9 +137,14 @@ def discover() -> bytes:
     return b"\xff" * 6 + CARD + b"\x08\0" + ip[:10] + checksum(ip) + ip[12:] + udp
 
 
-def answers(host: Passt, data: bytes, seconds: float = 5) -> bytes:
+def answers(host: Passt, data: bytes) -> bytes:
     """The first frame of IPv4 that comes back."""
     host.send(0, [Frame([memoryview(data)])])
+    return comes(host)
+
+
+def comes(host: Passt, seconds: float = 60) -> bytes:
+    """The next frame of IPv4."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         watch(host, seconds=0.1)
@@ -130,7 +152,7 @@ def answers(host: Passt, data: bytes, seconds: float = 5) -> bytes:
             found = bytes(got.parts[0])
             if found[12:14] == b"\x08\0":
                 return found
-    raise AssertionError("no answer")
+    raise AssertionError("nothing comes")
 
 
 def test_passt_gives_an_address_and_ends_with_the_link() -> None:
@@ -149,7 +171,7 @@ def test_the_link_is_down_when_passt_has_gone(capsys: pytest.CaptureFixture[str]
         assert isinstance(host, Passt) and host.is_up
         host.process.kill()
         host.process.wait()
-        watch(host, seconds=1)
+        watch(host, seconds=60)
         assert host.receive(0) is None
         assert not host.is_up
         assert "netdev n0: passt has ended" in capsys.readouterr().err
@@ -164,12 +186,7 @@ def test_a_forwarded_port_reaches_the_guest() -> None:
         with socket.socket() as client:
             client.setblocking(False)
             client.connect_ex(("127.0.0.1", int(port)))
-            watch(host, seconds=2)
-            got = host.receive(0)
-            while got and bytes(got.parts[0])[12:14] != b"\x08\0":
-                got = host.receive(0)
-            assert got
-            ip = bytes(got.parts[0])[14:]
+            ip = comes(host)[14:]
             assert (ip[9], ip[16:20]) == (6, bytes([10, 0, 2, 15]))
             assert struct.unpack_from(">H", ip, 22)[0] == 22
             assert ip[33] == 2  # SYN

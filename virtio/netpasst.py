@@ -21,7 +21,7 @@ from virtio.netstream import LENGTH, Stream
 from virtio.offload import DATA_VALID
 
 PR_SET_PDEATHSIG = 1
-PATIENCE = 3.0  # seconds for passt to answer or to give up
+PATIENCE = 10.0  # seconds for passt to answer or to give up
 NO_ANSWER = 0.3  # the same where it has nothing to answer
 ROOM = 4 << 20  # bytes on their way that we ask for: passt drops what does not fit, and sends it all again
 PROBE_MAC = bytes.fromhex("020000000001")
@@ -69,7 +69,8 @@ class Passt(Stream):
     def _wait_for(self, link: socket.socket, gateway: str) -> None:
         """Until it answers to its address, or has given up; its mistakes are the user's options."""
         if gateway:
-            link.sendall(_who_has(gateway))
+            with contextlib.suppress(ConnectionError):  # it has given up already
+                link.sendall(_who_has(gateway))
         deadline = time.monotonic() + (PATIENCE if gateway else NO_ANSWER)
         while self.process.poll() is None and time.monotonic() < deadline:
             if not select.select([link], [], [], 0.01)[0]:

@@ -50,20 +50,20 @@ def fork_io(io: IoConfig, number: int = 0) -> int:
     return child
 
 
-def wait(until: Callable[[], object], seconds: float = 10) -> None:
+def wait(until: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < deadline, "the I/O process does not answer"
         time.sleep(0.0005)
 
 
-def finish(child: int, seconds: float = 5) -> int:
+def finish(child: int, seconds: float = 60) -> int:
     """End the machine; the process's exit status."""
     end_machine(POWER_OFF, 0)
     return reap(child, seconds)
 
 
-def reap(child: int, seconds: float = 5) -> int:
+def reap(child: int, seconds: float = 60) -> int:
     status = 0
 
     def gone() -> bool:

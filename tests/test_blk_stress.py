@@ -36,7 +36,7 @@ def batch(hart: Hart, kind: Kind, writes: list[tuple[int, bytes]]) -> list[bytes
         found += len(ring.collect())
         return found == len(writes)
 
-    wait(done, 30)
+    wait(done)
     view = hart.ram.view
     assert all(bytes(view(chain[-1].address, 1)) == bytes([OK]) for chain in buffers)
     return [bytes(view(chain[1].address, chain[1].size)) for chain in buffers]

@@ -54,23 +54,27 @@ def alarms() -> list[int]:
 
 
 def test_the_clock_ticks_ten_million_times_a_second() -> None:
-    before, started = mtime(), time.monotonic()
+    outer = time.monotonic()
+    before = mtime()
+    inner = time.monotonic()
     time.sleep(0.05)
-    after, ended = mtime(), time.monotonic()
-    assert (after - before) / SECOND == pytest.approx(ended - started, abs=0.01)
+    inner = time.monotonic() - inner
+    after = mtime()
+    outer = time.monotonic() - outer
+    assert inner - 0.001 < (after - before) / SECOND < outer + 0.001
     assert clint_read(MTIME_BASE, 8) >= after
 
 
 def test_the_clock_starts_at_its_origin() -> None:
-    assert mtime() < SECOND
-    machine().clock_origin -= 10 * 1_000_000_000
-    assert 10 * SECOND <= mtime() < 11 * SECOND
+    assert mtime() < 60 * SECOND
+    machine().clock_origin -= 1000 * 1_000_000_000
+    assert 1000 * SECOND <= mtime() < 1060 * SECOND
 
 
-@pytest.mark.parametrize("ticks", [0, 1, 0x1_2345_6789, 1 << 63, ONES - SECOND])
+@pytest.mark.parametrize("ticks", [0, 1, 0x1_2345_6789, 1 << 63, ONES - 60 * SECOND])
 def test_mtime_goes_on_from_what_is_written(ticks: int) -> None:
     clint_write(MTIME_BASE, 8, ticks)
-    assert ticks <= clint_read(MTIME_BASE, 8) < ticks + SECOND
+    assert ticks <= clint_read(MTIME_BASE, 8) < ticks + 60 * SECOND
     assert alarms() == [ALARM_INTERRUPT] * HARTS
 
 

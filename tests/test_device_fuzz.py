@@ -81,7 +81,7 @@ class Sleepy(Fuzzer):
 
 
 def test_a_hang_is_a_finding_with_the_inputs_that_it_takes(tmp_path: Path) -> None:
-    few, what = shortened(Sleepy, [b"a", b"x", b"b", b"x", b"c"], 3)
+    few, what = shortened(Sleepy, [b"a", b"x", b"b", b"x", b"c"], 6)
     assert few == [b"a", b"x", b"b", b"x"] and "has not ended" in what
     write_finding(tmp_path / "found", few)
     assert read_finding(tmp_path / "found") == few

@@ -28,7 +28,7 @@ PAGE = 4096
 CODE, SHARED, RESULTS = RAM_BASE, RAM_BASE + 0x10_0000, RAM_BASE + 0x20_0000
 A0, A1, A2, T0, T1, T2, S0 = 10, 11, 12, 5, 6, 7, 8
 ROUNDS = 100_000
-TIMEOUT = 60
+TIMEOUT = 240
 
 LR, SC = i("lr.d", rd=T0, rs1=A0), i("sc.d", rd=T1, rs1=A0, rs2=T0)
 ADD = i("addi", rd=T0, rs1=T0, imm=1)
@@ -215,15 +215,20 @@ def test_its_own_stores_do_not_break_it(harts: Bare) -> None:
 
 
 def test_a_watched_page_is_let_go_after_a_while(harts: Bare) -> None:
-    conditional = reserve(harts)
     mark = (ctypes.c_uint8 * 1).from_address(regions.WATCHED + (SHARED - RAM_BASE >> 12))
     reservations = Reservations.at(regions.RESERVATIONS)
-    assert mark[0] == ARMED and reservations.watched == 1
-    assert conditional() == 0 and mark[0] == ARMED
-    harts.put(CODE + 0x800, i("sd", rs1=A0, rs2=0, imm=64), i("ebreak"))
-    harts.forget_code()
-    harts.run(CODE + 0x800)
-    assert mark[0] == ARMED
+    while True:
+        began = time.monotonic_ns()
+        conditional = reserve(harts)
+        assert mark[0] == ARMED and reservations.watched == 1
+        assert conditional() == 0
+        harts.put(CODE + 0x800, i("sd", rs1=A0, rs2=0, imm=64), i("ebreak"))
+        harts.forget_code()
+        harts.run(CODE + 0x800)
+        found = mark[0]
+        if time.monotonic_ns() < began + LET_GO_NS:  # else a busy host took the time
+            break
+    assert found == ARMED
     time.sleep(LET_GO_NS / 1e9 * 1.5)
     harts.run(CODE + 0x800)
     assert mark[0] == 0 and reservations.watched == 0

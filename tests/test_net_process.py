@@ -63,7 +63,8 @@ def test_a_card_touches_nothing_after_a_reset(ram: Ram, features: int) -> None:
     rounds = received = sent = 0
     with other_side(theirs):
         began = time.monotonic()
-        while (passed := time.monotonic() - began) < 3 or (rounds <= 50 and passed < 60):
+        while time.monotonic() < began + 3 or rounds <= 50 or received <= 10 or sent <= 10:
+            assert time.monotonic() < began + 240, (rounds, received, sent)
             rig.start(features, size=64)
             for _ in range(chance.randrange(60)):
                 rig.rings[RX].add(chance.choice([12, 700, 2048]))
@@ -80,7 +81,6 @@ def test_a_card_touches_nothing_after_a_reset(ram: Ram, features: int) -> None:
             assert all(ram.view(start, len(mark)) == mark for start in reused)
             rounds += 1
     theirs.close()
-    assert rounds > 50 and received > 10 and sent > 10
     assert finish(child) == 0
 
 

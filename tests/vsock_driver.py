@@ -100,7 +100,7 @@ class Guest:
         if self.free and self.wanted:
             self.offer()
 
-    def wait(self, op: int, seconds: float = 10) -> Packet:
+    def wait(self, op: int, seconds: float = 60) -> Packet:
         """The next packet of this kind; those before it are dropped, unless they are RST."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -113,16 +113,28 @@ class Guest:
             time.sleep(0.0005)
         raise AssertionError(f"no packet {op} has come")
 
-    def quiet(self, seconds: float = 0.05) -> list[Packet]:
-        """What comes within a short while."""
+    def several(self, count: int, seconds: float = 60) -> list[Packet]:
+        """The next packets of any kind, so many."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        while len(self.packets) < count:
+            assert time.monotonic() < deadline, f"only {len(self.packets)} packets have come"
             self.look()
+            time.sleep(0.0005)
+        found, self.packets = self.packets[:count], self.packets[count:]
+        return found
+
+    def quiet(self, seconds: float = 0.05) -> list[Packet]:
+        """What comes within a short while; a few looks at least, the last of them behind it."""
+        deadline, looks, is_over = time.monotonic() + seconds, 0, False
+        while not is_over or looks < 5:
+            is_over = time.monotonic() > deadline
+            self.look()
+            looks += 1
             time.sleep(0.001)
         packets, self.packets = self.packets, []
         return packets
 
-    def read(self, size: int, seconds: float = 20) -> bytes:
+    def read(self, size: int, seconds: float = 60) -> bytes:
         """So many bytes of data."""
         data = b""
         while len(data) < size:
@@ -193,11 +205,11 @@ class Peers:
         return self._kept(caller)
 
     def accept(self, listener: socket.socket) -> socket.socket:
-        listener.settimeout(10)
+        listener.settimeout(60)
         return self._kept(listener.accept()[0])
 
     def _kept(self, end: socket.socket) -> socket.socket:
-        end.settimeout(10)
+        end.settimeout(60)
         self.sockets.append(end)
         return end
 

@@ -5,11 +5,12 @@ the host registers in which translated blocks have them: LLVM's calling conventi
 So it is jumped to from a block and leaves by a jump to one, with nothing to save or load but those registers that
 live in the record.
 A load or store remembers in the record which page its base register last led to, and looks the TLB up only when that
-changes; what the TLB has not is left to translated code of that one instruction.
+changes; what the TLB has not is left to translated code of that one instruction.  Accesses off the same value share
+that look (smp/loopgroups.py); for when they don't lie in one page that the TLB has, their code is there twice.
 Guest accesses are atomic (monotonic): LLVM neither drops, repeats nor splits them, nor moves them out of the loop.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
@@ -22,6 +23,7 @@ from mem.tlb import EMPTY, PAGE_MASK, TLB_ENTRIES, WRITE_BANK, Mmu
 from mem.word import I64, INT_OF_BYTES, V, builder, const, emitting, raw, truth
 from smp.hart import Hart
 from smp.loopfinder import Block, Blocks, Place, following, headers
+from smp.loopgroups import Group, Region, find_regions
 from smp.looppages import PAGE, Instruction
 from smp.row import Kind, Row
 from smp.x86 import GHC_ARGUMENTS, HART, LEFT, PINNED
@@ -79,6 +81,20 @@ class Cell:
 
     def set(self, value: Any) -> None:
         builder().store(raw(value), self.slot)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A block's instructions while they are emitted.
+
+    hosts: for accesses whose pages have been found, what is the base register's value on the host.  careful: an access
+    looks the TLB up, whatever its base register last led to.
+    """
+
+    instructions: list[Instruction]
+    calls: tuple[int, ...]
+    hosts: dict[int, V]
+    careful: bool = False
 
 
 class LoopCode:
@@ -159,8 +175,8 @@ class LoopCode:
     def block(self, block: Block) -> None:
         """A block of the loop: the look around where control comes back, its instructions, and where it goes on."""
         self.take(block)
-        for index, instruction in enumerate(block.instructions):
-            self.instruction(instruction, len(block.instructions) - index, block.place.calls)
+        run = Run(block.instructions, block.place.calls, {})
+        self.run(run, 0, len(block.instructions), find_regions(block.instructions))
         if not builder().block.is_terminated:
             self.go(block.end)
 
@@ -214,13 +230,77 @@ class LoopCode:
 
     # Instructions
 
-    def instruction(self, i: Instruction, not_run: int, calls: tuple[int, ...]) -> None:
+    def run(self, run: Run, first: int, behind: int, regions: list[Region]) -> None:
+        """The instructions of a block from an index to another, of which some regions are emitted twice."""
+        for region in regions:
+            self.straight(run, first, region.first)
+            self.region(run, region)
+            first = region.last + 1
+        self.straight(run, first, behind)
+
+    def straight(self, run: Run, first: int, behind: int) -> None:
+        for index in range(first, behind):
+            self.instruction(run, index)
+
+    def region(self, run: Run, region: Region) -> None:
+        """A region's instructions: with its groups' pages found at once, and, where they are not, each by itself."""
+        slow, join = (self.function.append_basic_block() for _ in range(2))
+        hosts = dict(run.hosts)
+        for group in region.groups:
+            host = self.find_group(group, slow)
+            hosts |= dict.fromkeys(group.members, host)
+        self.run(replace(run, hosts=hosts), region.first, region.last + 1, region.inner)
+        builder().branch(join)
+        builder().position_at_end(slow)
+        self.straight(replace(run, careful=True), region.first, region.last + 1)
+        builder().branch(join)
+        builder().position_at_end(join)
+
+    def find_group(self, group: Group, slow: ir.Block) -> V:
+        """What leads from the base register's value to host addresses; on at `slow` when there is no such thing."""
+        cell = self.pages[group.base, group.stores]
+        lowest = self.read(group.base) + group.low
+        page = V(builder().load(pointer(cell, I64), typ=I64))
+        other = self.split(self.is_inside(group, lowest, page))
+        hit = builder().block
+        with emitting(ir.IRBuilder(other)):
+            page = lowest & PAGE_MASK
+            entry = self.data + ((lowest >> 12) & (TLB_ENTRIES - 1)) * 16 + (WRITE_BANK if group.stores else 0)
+            known = V(builder().load(pointer(entry, I64), typ=I64)) == page
+            missed = self.split(known)
+            with emitting(ir.IRBuilder(missed)):
+                builder().branch(slow)
+            apart = self.split(self.is_inside(group, lowest, page))
+            with emitting(ir.IRBuilder(apart)):
+                builder().branch(slow)
+            store(cell, page, 8)
+            store(cell + 8, V(builder().load(pointer(entry + 8, I64), typ=I64)), 8)
+            builder().branch(hit)
+        return V(builder().load(pointer(cell + 8, I64), typ=I64)) + self.read(group.base)
+
+    def is_inside(self, group: Group, lowest: V, page: V) -> Any:
+        """Whether a group whose lowest byte is at an address lies inside of a page (or EMPTY) and is aligned.
+
+        One comparison: rotating brings bits that an aligned offset has not to the top.  EMPTY is not aligned; groups of
+        bytes need another look.
+        """
+        bits = group.alignment.bit_length() - 1
+        if not bits:
+            return (lowest & PAGE_MASK == page) & (lowest + (group.span - 1) & PAGE_MASK == page)
+        offset = lowest - page
+        return (offset >> bits | offset << 64 - bits) <= (PAGE - group.span) >> bits
+
+    def instruction(self, run: Run, index: int) -> None:
+        i, calls = run.instructions[index], run.calls
         match i.row.kind:
             case Kind.ALU:
                 if i.fields["rd"]:
                     self.x[i.fields["rd"]].set(self.meaning(i))
             case Kind.LOAD | Kind.STORE:
-                self.memory(i, not_run)
+                if index in run.hosts:
+                    self.touch(i, run.hosts[index] + i.fields["imm"])
+                else:
+                    self.memory(i, len(run.instructions) - index, run.careful)
             case Kind.BRANCH:
                 taken, behind = following(i, calls)
                 other = self.split(self.meaning(i), self.weights(i, taken, behind))
@@ -263,22 +343,31 @@ class LoopCode:
 
     # Memory
 
-    def memory(self, i: Instruction, not_run: int) -> None:
+    def memory(self, i: Instruction, not_run: int, careful: bool) -> None:
         is_store = i.row.kind is Kind.STORE
         cell = self.pages[i.fields["rs1"], is_store]
         address = self.read(i.fields["rs1"]) + i.fields["imm"]
         page = address & (PAGE_MASK | i.row.size - 1)
+        if careful:
+            self.touch(i, address + self.look_up(i, address, page, not_run))
+            return
         other = self.split(page == V(builder().load(pointer(cell, I64), typ=I64)))
         hit = builder().block
         with emitting(ir.IRBuilder(other)):
-            entry = self.data + ((address >> 12) & (TLB_ENTRIES - 1)) * 16 + (WRITE_BANK if is_store else 0)
-            miss = self.split(V(builder().load(pointer(entry, I64), typ=I64)) == page)
+            addend = self.look_up(i, address, page, not_run)
             store(cell, page, 8)
-            store(cell + 8, V(builder().load(pointer(entry + 8, I64), typ=I64)), 8)
+            store(cell + 8, addend, 8)
             builder().branch(hit)
+        self.touch(i, address + V(builder().load(pointer(cell + 8, I64), typ=I64)))
+
+    def look_up(self, i: Instruction, address: V, page: V, not_run: int) -> V:
+        """The addend that the TLB has for an access; where it has none, the loop is left."""
+        entry = self.data + ((address >> 12) & (TLB_ENTRIES - 1)) * 16
+        entry += WRITE_BANK if i.row.kind is Kind.STORE else 0
+        miss = self.split(V(builder().load(pointer(entry, I64), typ=I64)) == page)
         with emitting(ir.IRBuilder(miss)):
             self.rare_exit(Exit(MISS, i.pc, not_run))
-        self.touch(i, address + V(builder().load(pointer(cell + 8, I64), typ=I64)))
+        return V(builder().load(pointer(entry + 8, I64), typ=I64))
 
     def touch(self, i: Instruction, host: V) -> None:
         """The access itself."""

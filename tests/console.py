@@ -27,11 +27,13 @@ COMMAND = (sys.executable, "-m", "smp")
 class Console:
     """One machine and both ends of its console; `output` is everything it has said.
 
-    terminal: standard input and output are a pseudo-terminal, else two pipes. Standard error is a pipe of its own,
-    collected in `errors`. Use as a context manager; leaving it kills what still runs.
+    terminal: standard input and output are a pseudo-terminal, of `size` rows and columns, else two pipes. Standard
+    error is a pipe of its own, collected in `errors`. Use as a context manager; leaving it kills what still runs.
     """
 
-    def __init__(self, *options: str, terminal: bool = False, command: tuple[str, ...] = COMMAND) -> None:
+    def __init__(
+        self, *options: str, terminal: bool = False, size: tuple[int, int] = (0, 0), command: tuple[str, ...] = COMMAND
+    ) -> None:
         self.options = options
         self.output = b""
         self.errors = b""
@@ -41,6 +43,7 @@ class Console:
             self.reader, self.slave = pty.openpty()
             self.writer, ends = self.reader, (self.slave, self.slave)
             self.mode: list[Any] = termios.tcgetattr(self.slave)
+            termios.tcsetwinsize(self.slave, size)
         else:
             stdin, self.writer = os.pipe()
             self.reader, stdout = os.pipe()
@@ -106,7 +109,7 @@ class Console:
             if not self.open and self.process.poll() is not None:
                 raise AssertionError(f"ended with {self.process.returncode} before {pattern!r}")
 
-    def send(self, data: str | bytes, seconds: float = 30) -> None:
+    def send(self, data: str | bytes, seconds: float = 60) -> None:
         """Type, reading what comes back meanwhile so that neither side waits for the other."""
         rest = data.encode() if isinstance(data, str) else data
         deadline = time.monotonic() + seconds
@@ -138,14 +141,17 @@ class Console:
         """Whether there is an optimizer."""
         return parse(list(self.options)).engine == "jit"
 
-    def processes(self, harts: int, seconds: float = 20) -> list[psutil.Process]:
-        """The I/O process, the harts, and the optimizer, if there is one, in this order, as soon as all are there."""
+    def processes(self, harts: int, seconds: float = 60) -> list[psutil.Process]:
+        """The I/O process, the harts, and the optimizer, if there is one, in this order, as soon as all are there.
+
+        That is the order in which they were forked: a number below the supervisor's came after the largest one.
+        """
         wanted = 1 + harts + self.optimizes
         deadline = time.monotonic() + seconds
         while True:
             found = psutil.Process(self.process.pid).children(recursive=True)
             if len(found) == wanted:
-                return sorted(found, key=lambda process: process.pid)
+                return sorted(found, key=lambda process: (process.pid < self.process.pid, process.pid))
             assert time.monotonic() < deadline and self.process.poll() is None, f"{len(found)} processes"
             time.sleep(0.01)
 
@@ -160,7 +166,7 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
-def gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+def gone(processes: list[psutil.Process], seconds: float = 30) -> list[psutil.Process]:
     """Those still there after so long; one that has exited and was only not yet waited for by init is gone."""
     deadline = time.monotonic() + seconds
     while left := [p for p in processes if runs(p)]:
@@ -168,6 +174,15 @@ def gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process
             return left
         time.sleep(0.005)
     return []
+
+
+def inodes(pid: int) -> set[str]:
+    """What a process's descriptors are, in the kernel's words."""
+    found = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return found
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from bare import Bare, bare_machine, i
 from console import started
+from qmp_client import Qmp
 from test_machine import Assemble, guest  # noqa: F401
 
 from mem.machine import machine
@@ -197,9 +198,12 @@ def test_a_machine_logs_every_block(guest: Callable[[str], str], tmp_path: Path,
 
 
 @pytest.mark.conformance
-def test_a_machine_writes_a_map_for_itself_and_each_hart(guest: Callable[[str], str]) -> None:  # noqa: F811
-    with started("-nographic", "--engine", "jit", "-smp", "2", "-perfmap", "-kernel", guest(PROGRAM)) as console:
+def test_a_machine_writes_a_map_for_itself_and_each_hart(guest: Callable[[str], str], tmp_path: Path) -> None:  # noqa: F811
+    monitor = ("-S", "-qmp", f"unix:{tmp_path}/qmp,server=on,wait=off")  # it is over before one has looked
+    options = ("-nographic", "--engine", "jit", "-smp", "2", "-perfmap", *monitor)
+    with started(*options, "-kernel", guest(PROGRAM)) as console, Qmp(tmp_path / "qmp") as qmp:
         processes = [console.process, *console.processes(harts=2)]
+        qmp("cont")
         assert console.wait() == 0
     maps = [Path(f"/tmp/perf-{process.pid}.map") for process in processes]
     found = [path for path in maps if path.exists()]

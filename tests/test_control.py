@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import socket
 import subprocess
@@ -12,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from console import COMMAND, Console, gone, started
+from console import COMMAND, Console, gone, inodes, started
 from qmp_client import Qmp, Refused, connect
 from test_machine import ECHO, IDLE, POWER_OFF, Assemble, compiled, guest
 
@@ -51,7 +50,7 @@ line: .asciz "--------\\n"
     .text
 """
 HZ = 10_000_000
-PAUSE = 3.0  # seconds
+PAUSE = 3.0  # seconds; more than passes between the start of the clock and what it is compared with
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ def monitor(place: Path) -> tuple[str, str]:
     return "-qmp", f"unix:{place},server=on,wait=off"
 
 
-def clocks(console: Console, seconds: float = 20) -> list[int]:
+def clocks(console: Console) -> list[int]:
     """What the guest has written of its clock."""
     console.collect(0)
     lines = re.findall(r"^([a-p]{8})$", console.text(), re.MULTILINE)
@@ -71,7 +70,7 @@ def clocks(console: Console, seconds: float = 20) -> list[int]:
 
 
 def wait_for_clock(console: Console, count: int) -> list[int]:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while len(found := clocks(console)) < count:
         assert time.monotonic() < deadline, "the guest does not run"
         time.sleep(0.01)
@@ -84,34 +83,40 @@ def used(processes: list[psutil.Process]) -> float:
 
 @pytest.mark.parametrize("engine", [[], ["--engine", "interp"]])
 def test_stop_stops_every_hart_and_the_guests_clock(guest: Assemble, place: Path, engine: list[str]) -> None:
-    with started("-kernel", guest(TICKS), *monitor(place), *engine, harts=3) as console, Qmp(place) as qmp:
+    began = time.monotonic()
+    options = ["-kernel", guest(TICKS), "-device", "virtio-balloon-device", *monitor(place), *engine]
+    with started(*options, harts=3) as console, Qmp(place) as qmp:
         wait_for_clock(console, 3)
         harts = [psutil.Process(cpu["thread-id"]) for cpu in qmp("query-cpus-fast")]
         assert len(harts) == 3 and used(harts) > 0
         qmp("stop")
         qmp.event("STOP")
         assert qmp("query-status") == {"status": "paused", "running": False}
-        time.sleep(1)  # what was on its way through the UART
+        for _ in range(2):  # between two answers, the I/O process has passed on what the UART had
+            qmp("query-balloon")
+        stopped = time.monotonic()
         before, cost = clocks(console), used(harts)
         time.sleep(PAUSE)
         assert clocks(console) == before and used(harts) - cost < 0.1
+        stopped = time.monotonic() - stopped
         qmp("stop")
         qmp("cont")
         qmp.event("RESUME")
         after = wait_for_clock(console, len(before) + 3)
-        assert after[len(before)] - before[-1] < PAUSE / 2 * HZ
+        assert after[-1] / HZ < time.monotonic() - began - stopped
         assert after == sorted(after)
         qmp("quit")
         assert console.wait() == 0
 
 
 def test_a_machine_that_starts_stopped_has_not_begun(guest: Assemble, place: Path) -> None:
+    began = time.monotonic()
     with started("-kernel", guest(TICKS), *monitor(place), "-S") as console, Qmp(place) as qmp:
         assert qmp("query-status") == {"status": "prelaunch", "running": False}
         time.sleep(PAUSE)
         assert clocks(console) == []
         qmp("cont")
-        assert wait_for_clock(console, 1)[0] < PAUSE / 2 * HZ
+        assert wait_for_clock(console, 1)[-1] / HZ < time.monotonic() - began - PAUSE
         assert qmp("query-status") == {"status": "running", "running": True}
 
 
@@ -123,8 +128,10 @@ def test_stopping_over_and_over_loses_no_hart(guest: Assemble, place: Path) -> N
         wait_for_clock(console, len(clocks(console)) + 3)
         harts = [psutil.Process(cpu["thread-id"]) for cpu in qmp("query-cpus-fast")]
         before = [used([hart]) for hart in harts]
-        time.sleep(PAUSE)
-        assert all(used([hart]) > old for hart, old in zip(harts, before, strict=True))
+        deadline = time.monotonic() + 60
+        while not all(used([hart]) > old for hart, old in zip(harts, before, strict=True)):
+            assert time.monotonic() < deadline, "a hart does not run"
+            time.sleep(0.1)
 
 
 @pytest.mark.parametrize("paused", [False, True])
@@ -133,11 +140,10 @@ def test_quit_ends_the_machine_with_status_0(guest: Assemble, place: Path, pause
         processes = console.processes(4)
         if paused:
             qmp("stop")
-        began = time.monotonic()
         assert qmp("quit") == {}
         assert qmp.event("SHUTDOWN")["data"] == {"guest": False, "reason": "host-qmp-quit"}
-        assert console.wait() == 0 and time.monotonic() - began < 10
-        assert not gone(processes, 2) and not place.exists() and not console.errors
+        assert console.wait() == 0
+        assert not gone(processes) and not place.exists() and not console.errors
 
 
 def test_a_reset_begins_anew_and_keeps_the_connection(guest: Assemble, place: Path) -> None:
@@ -146,7 +152,7 @@ def test_a_reset_begins_anew_and_keeps_the_connection(guest: Assemble, place: Pa
             console.expect("ready")
             qmp("system_reset")
             assert qmp.event("RESET")["data"] == {"guest": False, "reason": "host-qmp-system-reset"}
-        console.expect("ready")
+        console.expect("ready\r?\n")
         qmp("stop")
         qmp("system_reset")
         assert qmp("query-status") == {"status": "prelaunch", "running": False}
@@ -254,14 +260,6 @@ def wait_until_harts_run(qmp: Qmp) -> None:
     qmp("cont")
 
 
-def inodes(pid: int) -> set[str]:
-    found = set()
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(OSError):
-            found.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
-    return found
-
-
 @pytest.mark.parametrize("more", [[], ["-sandbox", "off"]])
 def test_no_other_process_has_a_monitors_sockets(guest: Assemble, place: Path, more: list[str]) -> None:
     machine = ["-kernel", guest(IDLE), *monitor(place), "-machine", "iothreads=1", *more]
@@ -313,7 +311,7 @@ def test_two_monitors_by_other_options(guest: Assemble, place: Path) -> None:
     ends = ["-chardev", f"socket,id=m,path={place},server=on,wait=off", "-mon", "chardev=m,mode=control"]
     ends += ["-qmp", f"tcp:127.0.0.1:{port},server=on,wait=off", "-monitor", "none"]
     with started("-kernel", guest(IDLE), *ends) as console, Qmp(place) as qmp:
-        with socket.create_connection(("127.0.0.1", port), 20) as link:
+        with socket.create_connection(("127.0.0.1", port), 60) as link:
             link.sendall(b'{"execute": "qmp_capabilities"}{"execute": "stop", "id": 1}')
             link.shutdown(socket.SHUT_WR)  # it is served to its end
             answers = [json.loads(line) for line in link.makefile("rb")]

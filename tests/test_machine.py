@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from console import ROOT, Console, gone, started
+from console import ROOT, Console, gone, inodes, started
 
 from mem.cachedir import cache_directory
 from mem.regions import HOT
@@ -250,7 +250,7 @@ def test_a_killed_process_ends_the_machine(guest: Assemble, victim: str, work: s
         if victim == "optimizer" and not console.optimizes:
             pytest.skip("the interpreter has no optimizer")
         processes[["io", "hart 0", "hart 1", "hart 2", "hart 3", "optimizer"].index(victim)].kill()
-        assert gone([psutil.Process(console.process.pid), *processes], 1) == []
+        assert gone([psutil.Process(console.process.pid), *processes]) == []
         assert console.wait() == 1
         assert f"{victim} was killed by SIGKILL" in console.errors.decode()
         assert [p for p in processes if psutil.pid_exists(p.pid)] == [], "not waited for"
@@ -263,7 +263,7 @@ def test_a_killed_supervisor_takes_the_machine_along(guest: Assemble, work: str)
         console.expect("ready")
         processes = console.processes(harts=4)
         console.process.kill()
-        assert gone(processes, 1) == []
+        assert gone(processes) == []
         assert console.wait() == -signal.SIGKILL
         assert console.terminal_is_restored()
 
@@ -275,7 +275,7 @@ def test_a_signal_to_the_supervisor_ends_cleanly(guest: Assemble, work: str, num
         console.expect("ready")
         processes = console.processes(harts=4)
         console.process.send_signal(number)
-        assert gone([psutil.Process(console.process.pid), *processes], 1) == []
+        assert gone([psutil.Process(console.process.pid), *processes]) == []
         assert console.wait() == 128 + number
         assert b"Traceback" not in console.errors
         assert console.terminal_is_restored()
@@ -288,7 +288,7 @@ def test_a_signal_while_the_machine_starts_ends_it(guest: Assemble, number: sign
         with started("-nographic", "-kernel", guest(BUSY)) as console:
             time.sleep(delay / 1000)
             console.process.send_signal(number)
-            status = console.wait(5)
+            status = console.wait()
             # While Python starts and imports, its own handler of SIGINT is in force.
             assert b"in run_machine" not in console.errors, console.errors.decode()
             ends = status in (-number, 128 + number) or b"KeyboardInterrupt" in console.errors
@@ -299,8 +299,9 @@ def test_shared_memory_has_no_name(guest: Assemble) -> None:
     """What has no name can't be left behind."""
     with started("-nographic", "-kernel", guest(IDLE)) as console:
         console.expect("ready")
-        assert "/dev/shm/" not in Path(f"/proc/{console.process.pid}/maps").read_text()
-        assert [path for path in Path("/dev/shm").iterdir() if "hartbeat" in path.name] == []
+        for process in (console.process, *console.processes(harts=4)):
+            assert "/dev/shm/" not in Path(f"/proc/{process.pid}/maps").read_text()
+            assert not [name for name in inodes(process.pid) if "/dev/shm/" in name]
 
 
 # Engines -----------------------------------------------------------------------------------------------------------
@@ -351,10 +352,10 @@ def test_escape_x_quits_and_escape_h_helps(guest: Assemble) -> None:
     with started("-nographic", "-kernel", guest(BUSY), terminal=True) as console:
         console.expect("ready")
         console.send("\x01h")
-        console.expect("C-a x +exit", 5)
+        console.expect("C-a x +exit")
         processes = console.processes(harts=4)
         console.send("\x01x")
-        assert gone(processes, 1) == []
+        assert gone(processes) == []
         assert console.wait() == 0
         assert console.terminal_is_restored()
 
@@ -363,7 +364,7 @@ def test_control_c_is_the_guests_and_escape_escape_is_one(guest: Assemble) -> No
     with started("-nographic", "-kernel", guest(ECHO), terminal=True) as console:
         console.expect("ready")
         console.send("a\x03b\x01\x01c")
-        console.expect("a\x03b\x01c", 5)
+        console.expect("a\x03b\x01c")
         console.send("Q")
         assert console.wait() == 0
 
@@ -393,10 +394,10 @@ def test_output_waits_for_a_slow_reader(guest: Assemble) -> None:
     with started("-nographic", "-kernel", flooding(guest, 10_000)) as console:
         time.sleep(1.5)
         while len(console.output) < 250_000:
-            console.collect(0.1)
+            assert console.collect(0.1), "ended"
             time.sleep(0.01)
         time.sleep(2)
-        assert console.wait(30) == 0
+        assert console.wait() == 0
         assert console.output == flood(10_000)
 
 
@@ -404,7 +405,7 @@ def test_last_words_wait_for_a_reader_that_pauses(guest: Assemble) -> None:
     """All of it fits the buffers, so the guest is done long before the reader begins."""
     with started("-nographic", "-kernel", flooding(guest, 3000)) as console:
         time.sleep(4)
-        assert console.wait(30) == 0
+        assert console.wait() == 0
         assert console.output == flood(3000)
 
 
@@ -417,7 +418,7 @@ def test_a_flood_that_nobody_reads_does_not_keep_the_machine(guest: Assemble, ho
             os.write(console.writer, how.encode())
         else:
             console.process.send_signal(how)
-        assert gone(processes, 2.5) == []
+        assert gone(processes) == []
         assert console.wait() == (0 if isinstance(how, str) else 128 + how)
 
 
@@ -426,7 +427,7 @@ def test_a_reader_that_goes_away_does_not_keep_the_guest(guest: Assemble) -> Non
         console.expect("-")
         os.close(console.reader)
         console.open = False
-        assert console.wait(20) == 0
+        assert console.wait() == 0
         console.reader = -1
 
 
@@ -450,7 +451,7 @@ def test_input_that_is_pasted_before_the_guest_reads_arrives(guest: Assemble) ->
     with started("-nographic", "-kernel", guest(ECHO), terminal=True) as console:
         console.expect("ready\r?\n")
         console.send(data)
-        assert console.wait(30) == 0
+        assert console.wait() == 0
         assert console.output[console.seen :] == data
 
 
@@ -462,7 +463,7 @@ def test_standard_input_may_be_closed(guest: Assemble) -> None:
 
 
 def read_until(client: socket.socket, text: bytes) -> bool:
-    client.settimeout(10)
+    client.settimeout(60)
     data = b""
     while text not in data and (more := client.recv(100)):
         data += more
@@ -480,12 +481,12 @@ def test_a_unix_socket_carries_both_ways_and_is_gone_afterwards(guest: Assemble,
                 assert read_until(client, text)
         with connect() as client:
             client.sendall(b"Q")
-            assert console.wait(10) == 0
+            assert console.wait() == 0
     assert not path.exists()
 
 
 def wait_for(path: Path) -> Callable[[], socket.socket]:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -519,13 +520,13 @@ def test_a_pty_carries_both_ways(guest: Assemble) -> None:
         while not got.endswith(b"hello, world"):
             got += os.read(fd, 100)
         os.write(fd, b"Q")
-        assert console.wait(10) == 0
+        assert console.wait() == 0
         os.close(fd)
 
 
 def test_a_null_line_takes_everything(guest: Assemble) -> None:
     with started("-display", "none", "-serial", "null", "-kernel", flooding(guest, 5000)) as console:
-        assert console.wait(20) == 0
+        assert console.wait() == 0
         assert console.output == b""
 
 
@@ -552,10 +553,12 @@ def test_idle_harts_sleep(guest: Assemble) -> None:
     with started("-nographic", "-kernel", guest(IDLE)) as console:
         console.expect("ready")
         processes = [psutil.Process(console.process.pid), *console.processes(harts=4)]
-        time.sleep(0.5)
-        before = sum(sum(p.cpu_times()[:2]) for p in processes)
-        time.sleep(2)
-        assert sum(sum(p.cpu_times()[:2]) for p in processes) - before < 0.1
+        deadline, cost = time.monotonic() + 60, 1.0
+        while cost >= 0.1:  # at first some still do what belongs to the start
+            assert time.monotonic() < deadline, cost
+            before = sum(sum(p.cpu_times()[:2]) for p in processes)
+            time.sleep(2)
+            cost = sum(sum(p.cpu_times()[:2]) for p in processes) - before
 
 
 def test_a_process_has_little_memory_of_its_own(guest: Assemble) -> None:
@@ -568,8 +571,8 @@ def test_a_process_has_little_memory_of_its_own(guest: Assemble) -> None:
 @pytest.mark.slow
 def test_a_machine_of_128_harts_starts_and_ends(guest: Assemble) -> None:
     with started("-nographic", "-kernel", guest(IDLE), harts=128) as console:
-        console.expect("ready", 60)
-        processes = console.processes(harts=128)
+        console.expect("ready", 240)
+        processes = console.processes(harts=128, seconds=240)
         console.process.terminate()
-        assert gone(processes, 5) == []
+        assert gone(processes) == []
         assert console.wait() == 128 + signal.SIGTERM

@@ -5,7 +5,8 @@ import signal
 import sys
 
 from smp import options
-from smp.config import MachineConfig, check
+from smp.config import MachineConfig
+from smp.config_check import check
 from smp.cpu import ConfigError
 
 USER_ERROR = 2

@@ -1,22 +1,14 @@
 """-device loader: files that are put into RAM before the first instruction, as QEMU's generic loader does."""
 
 import re
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mem import image
+from smp.config import LoaderConfig
 from smp.cpu import ConfigError
 from smp.option_text import pairs, path, split_commas, switch
 
 LOADER = "loader"
-
-
-class LoaderConfig(NamedTuple):
-    """`address` is where the bytes go, or None for an ELF file, which says that itself."""
-
-    file: Path
-    address: int | None = None
-    raw: bool = False  # ELF files are bytes, too
 
 
 def is_loader(text: str) -> bool:

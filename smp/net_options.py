@@ -172,8 +172,8 @@ def read_net(text: str) -> dict[str, object]:
     return {}
 
 
-def read_object(text: str) -> tuple[DeviceConfig, ...]:
-    """An -object, of which there is one kind."""
+def read_filter(text: str) -> tuple[DeviceConfig, ...]:
+    """An -object filter-dump."""
     known = ("qom-type", "id", "netdev", "file", "maxlen", "queue", "status")
     given = dict(pair_list("-object", text, "qom-type", known))
     kind = one_of("-object", given.pop("qom-type", ""), ("filter-dump",))

@@ -12,21 +12,15 @@ from typing import Any, NamedTuple
 
 from smp import cpu
 from smp.char_options import free_terminal, read_chardev, read_qmp, read_serial
-from smp.config import (
-    BUILT_IN_SBI,
-    NET_DEVICE,
-    NO_FIRMWARE,
-    DeviceConfig,
-    IothreadConfig,
-    MachineConfig,
-)
+from smp.config import BUILT_IN_SBI, NO_FIRMWARE, MachineConfig
 from smp.cpu import ConfigError, near
+from smp.device_options import DEVICES, read_device
 from smp.drive_options import read_drive
 from smp.global_options import check_drivers, read_global, with_globals
 from smp.host import default_engine_text
-from smp.loader_options import LOADER, is_loader, read_loader
-from smp.net_options import CARD, check_card, read_net, read_netdev, read_nic, read_object
-from smp.option_text import Help, escape, number, one_of, pairs, path, size, split_commas, switch
+from smp.net_options import read_net, read_netdev, read_nic
+from smp.object_options import read_object
+from smp.option_text import Help, escape, number, one_of, pairs, path, size, switch
 from smp.qemu_options import (
     AS_IT_IS,
     REFUSED,
@@ -39,23 +33,9 @@ from smp.qemu_options import (
     read_name,
     read_rtc,
 )
-from smp.ram_options import BACKENDS, is_backend, read_backend, read_numa
-from smp.serial_ports import check_port
+from smp.ram_options import read_numa
 from smp.share_options import read_fsdev, read_share, read_virtfs
 from smp.version import VERSION
-from smp.vhost_options import BACKEND, GENERIC_DEVICE, SCSI_DEVICE, STANDARD, check_vhost, unavailable
-from smp.virtio_options import (
-    COMMON,
-    GENERIC,
-    OF_DRIVER,
-    OF_PCI,
-    USERS,
-    Property,
-    canonical,
-    check_property,
-    properties,
-)
-from smp.vsock_options import OF_VSOCK, VSOCK, check_vsock, instead
 
 Fields = dict[str, Any]
 
@@ -66,61 +46,6 @@ LOG_ITEMS = {
     "out_asm": "host code of every block that is translated",
     "guest_errors": "what a guest does that no manual allows",
     "unimp": "what a guest asks for that is not there",
-}
-
-OF_PORT = {
-    "chardev": "id of its -chardev (needed)",
-    "name": "what the guest finds it by: /dev/virtio-ports/NAME, or 'name' in its folder of /sys/class/virtio-ports",
-    "nr": "its number, 0 to 30; 0 is a virtconsole's",
-    "bus": "ID.0 of its virtio-serial-device; without, the last one before it",
-    "id": "name",
-}
-# Properties of a -device; one that is listed is honoured.
-DEVICES = {
-    "virtio-blk-device": {
-        "drive": "id of its -drive (needed)",
-        "id": "name",
-        "serial": "what the guest reads as its serial number, at most 20 bytes",
-        "num-queues": "number of request queues, 1 to 32 (default 1)",
-    },
-    "virtio-rng-device": {"id": "name"},
-    "virtio-9p-device": {
-        "fsdev": "id of its -fsdev (needed)",
-        "mount_tag": "what the guest mounts it by, at most 31 bytes (needed)",
-        "id": "name",
-    },
-    "vhost-user-blk-device": BACKEND
-    | {
-        "num-queues": "number of request queues, 1 to 32 (default 1)",
-    },
-    "vhost-user-fs-device": {
-        "chardev": "id of the -chardev socket at which the back-end listens",
-        "fsdev": "in its place: id of an -fsdev virtiofsd",
-        "tag": "what the guest mounts it by, at most 36 bytes (needed)",
-        "id": "name",
-        "num-request-queues": "number of request queues, 1 to 32 (default 1)",
-    },
-    "vhost-user-scsi-device": SCSI_DEVICE,
-    GENERIC: GENERIC_DEVICE,
-    **dict.fromkeys(STANDARD, BACKEND),
-    "virtio-serial-device": {"id": "name", "max_ports": "ports that its driver makes room for, 1 to 31"},
-    "virtio-balloon-device": {"size": "memory that the guest is asked to do without (default 0)", "id": "name"},
-    VSOCK: OF_VSOCK,
-    NET_DEVICE: CARD,
-    "virtconsole": OF_PORT,
-    "virtserialport": OF_PORT,
-}
-MAX_QUEUES = 32
-NEEDED = {
-    "virtio-blk-device": "drive",
-    "virtio-9p-device": "fsdev",
-    "virtconsole": "chardev",
-    "virtserialport": "chardev",
-    "vhost-user-blk-device": "chardev",
-    "vhost-user-scsi-device": "chardev",
-    GENERIC: "chardev",
-    **dict.fromkeys(STANDARD, "chardev"),
-    NET_DEVICE: "netdev",
 }
 
 
@@ -191,80 +116,6 @@ def read_bios(text: str) -> Fields:
     return {"bios": text if text in (BUILT_IN_SBI, NO_FIRMWARE) else find_firmware(text)}
 
 
-def read_device(text: str) -> Fields:
-    if text == "help":
-        raise Help("\n".join(_device_help()))
-    items = split_commas(text)
-    asked = items[0].removeprefix("driver=")
-    if is_loader(text):
-        return read_loader(text)
-    if asked.startswith(USERS):
-        return read_users_device(text, asked, items)
-    driver, on_pci = canonical(asked, tuple(DEVICES))
-    if driver not in DEVICES:
-        hint = instead(driver) or unavailable(driver) or near(driver, DEVICES) or f"; there are {', '.join(DEVICES)}"
-        raise ConfigError(f"-device {driver}: no such device{hint}")
-    mmio = asked == driver
-    if items[1:] == ["help"]:
-        raise Help("\n".join(_driver_help(driver, mmio)))
-    given = pairs("-device", text, "driver", ("driver", *DEVICES[driver], *properties(driver, mmio)))
-    del given["driver"]
-    for name, value in given.items():
-        check_property(driver, name, value, mmio)
-    needed = NEEDED.get(driver)
-    if needed and not given.get(needed):
-        raise ConfigError(f"-device {text}: needs {needed}=ID")
-    if driver == NET_DEVICE:
-        check_card(given)
-    if driver == VSOCK:
-        check_vsock(given)
-    check_port(given)
-    check_vhost(driver, given)
-    if len(given.get("serial", "").encode(errors="surrogateescape")) > 20:
-        raise ConfigError(f"-device serial={given['serial']}: has more than 20 bytes; shorten it")
-    for name, what in (("num-queues", "a disk"), ("num-request-queues", "a shared folder")):
-        if not 1 <= (queues := number(f"-device {name}", given.get(name, "1"))) <= MAX_QUEUES:
-            raise ConfigError(f"-device {name}={queues}: {what} has 1 to {MAX_QUEUES} queues")
-    return {"devices": (DeviceConfig(driver, tuple(given.items()), asked if on_pci else ""),)}
-
-
-def read_users_device(text: str, driver: str, items: list[str]) -> Fields:
-    """Which properties the class takes is known when it is loaded."""
-    keys = dict.fromkeys(item.partition("=")[0] for item in items[1:])
-    given = pairs("-device", text, "driver", ("driver", *keys))
-    del given["driver"]
-    for name, value in given.items():
-        check_property(driver, name, value, True)
-    return {"devices": (DeviceConfig(driver, tuple(given.items())),)}
-
-
-def _device_help() -> Iterator[str]:
-    yield "Devices and their properties; virtio-NAME-device may be written virtio-NAME or virtio-NAME-pci:"
-    for driver, own in DEVICES.items():
-        yield f"  {driver}"
-        yield from (f"    {name:14} {about}" for name, about in own.items())
-        yield from _property_help(OF_DRIVER.get(driver, {}))
-    yield f"  {LOADER}"
-    yield "    file           what is put into RAM at first: an ELF file, or bytes"
-    yield "    addr           where bytes go, like 0x80200000"
-    yield "    force-raw      ELF files are bytes, too (default off)"
-    yield f"  {USERS}MODULE.CLASS   a device of your own (docs/BACKENDS.md); its properties are what the class takes"
-    for title, table in (("all virtio devices", COMMON), ("a device written without -device", OF_PCI)):
-        yield f"  {title}"
-        yield from _property_help(table)
-
-
-def _driver_help(driver: str, mmio: bool) -> Iterator[str]:
-    yield f"{driver} options:"
-    yield from (f"    {name:14} {about}" for name, about in DEVICES[driver].items())
-    yield from _property_help(properties(driver, mmio))
-
-
-def _property_help(table: dict[str, Property]) -> Iterator[str]:
-    for name, row in table.items():
-        yield f"    {name:14} {row.about}{f' (default {row.default})' if row.default else ''}"
-
-
 def read_d(text: str) -> Fields:
     if text == "help":
         raise Help("\n".join(["Log items:", *(f"  {name:13} {about}" for name, about in LOG_ITEMS.items())]))
@@ -300,40 +151,6 @@ def read_help(_: str) -> Fields:
 def each(name: str, read: Callable[[str], tuple[Any, ...]]) -> Callable[[str], Fields]:
     """Of an option that may be given several times."""
     return lambda text: {name: read(text)}
-
-
-OBJECTS = ("filter-dump", "iothread", "rng-random", "rng-builtin", *BACKENDS)
-
-
-def read_any_object(text: str) -> Fields:
-    if text == "help":
-        raise Help("\n".join(("Objects:", *OBJECTS)))
-    if is_backend(text):
-        return read_backend(text)
-    if split_commas(text)[0].removeprefix("qom-type=") == "iothread":
-        return {"iothreads": (read_iothread(text),)}
-    if split_commas(text)[0].removeprefix("qom-type=") in ("rng-random", "rng-builtin"):
-        return {"rngs": (read_rng(text),)}
-    return {"objects": read_object(text)}
-
-
-def read_iothread(text: str) -> IothreadConfig:
-    names = ("poll-max-ns", "poll-grow", "poll-shrink")
-    given = pairs("-object", text, "qom-type", ("qom-type", "id", *names))
-    if not given.get("id"):
-        raise ConfigError(f"-object {text}: needs id=NAME")
-    counts = {key.replace("-", "_"): number(f"-object iothread,{key}", given[key]) for key in names if key in given}
-    return IothreadConfig(given["id"], **counts)
-
-
-def read_rng(text: str) -> str:
-    """Where random bytes come from; it is the host's kernel in any case."""
-    given = pairs("-object", text, "qom-type", ("qom-type", "id", "filename"))
-    if not given.get("id"):
-        raise ConfigError(f"-object {text}: needs id=NAME")
-    if "filename" in given:
-        one_of(f"-object {given['qom-type']},filename=", given["filename"], ("/dev/urandom", "/dev/random"))
-    return given["id"]
 
 
 def flag(**fields: Any) -> Callable[[str], Fields]:
@@ -399,7 +216,7 @@ OPTIONS: tuple[Option, ...] = (
            "which spins for up to N ns before it sleeps (default 200000, 0: never); rng-random and rng-builtin are "
            "the host's random bytes, which a virtio-rng has without them too; memory-backend-memfd,size=SIZE is RAM as "
            "it is",
-           read_any_object, True),
+           read_object, True),
     Option(("chardev",), "stdio|pty|null|file|pipe|socket|fd,id=ID[,PROPERTY=VALUE...]",
            "the host's end of a port, or the socket of a vhost-user back-end: stdio[,signal=off][,mux=on] "
            "(mux: Ctrl-A commands); file,path=FILE[,append=on][,input-path=FILE]; "

@@ -3,23 +3,13 @@
 RAM is one shared memfd whatever they say; a command line that asks for that, as those for virtiofs do, gets it.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from smp.cpu import ConfigError, near
+from smp.config import RamBackendConfig
+from smp.cpu import ConfigError
 from smp.option_text import one_of, pairs, size, split_commas, switch
 
-if TYPE_CHECKING:
-    from smp.config import MachineConfig
-
 BACKENDS = ("memory-backend-memfd", "memory-backend-ram")
-
-
-class BackendConfig(NamedTuple):
-    """An -object memory-backend-*; `bytes` is its size."""
-
-    id: str
-    bytes: int
-    text: str  # as it was given
 
 
 def is_backend(text: str) -> bool:
@@ -32,7 +22,7 @@ def read_backend(text: str) -> dict[str, Any]:
     if not given.get("id") or not given.get("size"):
         raise ConfigError(f"-object {text}: needs id=NAME and size=SIZE")
     switch("-object", "share", given.get("share", "on"))
-    return {"ram_backends": (BackendConfig(given["id"], size("-object size", given["size"]), text),)}
+    return {"ram_backends": (RamBackendConfig(given["id"], size("-object size", given["size"]), text),)}
 
 
 def read_numa(text: str) -> dict[str, Any]:
@@ -41,17 +31,3 @@ def read_numa(text: str) -> dict[str, Any]:
     one_of("-numa", given.get("type", ""), ("node",), "; all harts and all RAM are one node, use -numa node,memdev=ID")
     one_of("-numa nodeid=", given.get("nodeid", "0"), ("0",), "; there is one node, leave nodeid out")
     return {"ram_users": (("-numa node,memdev", given["memdev"]),) if "memdev" in given else (), "nodes": (text,)}
-
-
-def check_ram(config: "MachineConfig") -> None:
-    """Each back-end is all of RAM, and each name leads to one."""
-    ids = [backend.id for backend in config.ram_backends]
-    for option, name in config.ram_users:
-        if name not in ids:
-            hint = near(name, ids)
-            raise ConfigError(f"{option}={name}: no such object{hint} (add -object memory-backend-memfd,id={name})")
-    if len(config.nodes) > 1:
-        raise ConfigError(f"-numa {config.nodes[1]}: all harts and all RAM are one node; leave it out")
-    for backend in config.ram_backends:
-        if backend.bytes != config.ram:
-            raise ConfigError(f"-object {backend.text}: RAM has {config.ram >> 20}M; make size and -m the same")

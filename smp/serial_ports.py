@@ -1,21 +1,17 @@
 """Which port is on which virtio-serial device, and under what number: QEMU's rules, over values only."""
 
-from typing import TYPE_CHECKING
-
+from smp.config import DeviceConfig
 from smp.cpu import ConfigError, near
-
-if TYPE_CHECKING:
-    from smp.config import DeviceConfig
 
 CONSOLE, PORT, BUS = "virtconsole", "virtserialport", "virtio-serial-device"
 PORTS = (CONSOLE, PORT)
 MOST_PORTS = 31  # as in virtio/console.py
 NAME_BYTES = 255
 
-Ports = dict[int, "DeviceConfig"]
+Ports = dict[int, DeviceConfig]
 
 
-def buses(devices: tuple["DeviceConfig", ...]) -> list[tuple["DeviceConfig", Ports]]:
+def buses(devices: tuple[DeviceConfig, ...]) -> list[tuple[DeviceConfig, Ports]]:
     """Each virtio-serial device with its ports by number; a port without a bus goes to the last device before it."""
     found: list[tuple[DeviceConfig, Ports]] = [(device, {}) for device in devices if device.driver == BUS]
     for number, device in enumerate(devices):
@@ -26,20 +22,18 @@ def buses(devices: tuple["DeviceConfig", ...]) -> list[tuple["DeviceConfig", Por
     return found
 
 
-def most_ports(bus: "DeviceConfig") -> int:
+def most_ports(bus: DeviceConfig) -> int:
     return int(bus.get("max_ports") or MOST_PORTS)
 
 
-def offered_ports(bus: "DeviceConfig", ports: Ports) -> int:
+def offered_ports(bus: DeviceConfig, ports: Ports) -> int:
     """max_nr_ports: with 1 the driver is spared control messages, which a lone console without a name doesn't need."""
     if bus.get("max_ports"):
         return int(bus.get("max_ports"))
     return max([1, *(number + 1 for number in ports), *(2 for port in ports.values() if port.get("name"))])
 
 
-def _bus_of(
-    device: "DeviceConfig", found: list[tuple["DeviceConfig", Ports]], before: int
-) -> tuple["DeviceConfig", Ports]:
+def _bus_of(device: DeviceConfig, found: list[tuple[DeviceConfig, Ports]], before: int) -> tuple[DeviceConfig, Ports]:
     if not found:
         raise ConfigError(f"-device {device.driver}: has no bus of its own; add -device {BUS} before it")
     wanted = device.get("bus")
@@ -53,7 +47,7 @@ def _bus_of(
     raise ConfigError(f"-device {device.driver},bus={wanted}: no such {BUS}{hint}")
 
 
-def _number(device: "DeviceConfig", most: int, ports: Ports) -> int:
+def _number(device: DeviceConfig, most: int, ports: Ports) -> int:
     """Number 0 is a console's: a driver that knows of one port only has that one."""
     text = device.get("nr")
     if text:

@@ -20,6 +20,8 @@ from smp.blocklog import BlockFile, BlockRecord, Translated, records
 from smp.blocktext import BlockText, Symbols, guest_text, host_text, neighbours
 from smp.codecache import CodeTable
 from smp.config import MachineConfig
+from smp.config_check import check
+from smp.cpu import ConfigError
 from smp.hot import HotBlocks
 from smp.options import parse
 
@@ -153,9 +155,6 @@ def test_blocks_that_lie_apart_are_disassembled_apart() -> None:
     ],
 )
 def test_what_needs_the_translator_says_so(arguments: list[str], words: str, tmp_path: Path) -> None:
-    from smp.config import check
-    from smp.cpu import ConfigError
-
     kernel = tmp_path / "kernel"
     kernel.write_bytes(b"\0" * 64)
     with pytest.raises(ConfigError, match=words):

@@ -15,7 +15,7 @@ from mem.memmap import RAM_BASE
 from mem.regions import CHECK, CHECK_BYTES, unmap
 from smp.check import prepare_check, run_checked
 from smp.check_report import report
-from smp.config import check
+from smp.config_check import check
 from smp.cpu import ConfigError
 from smp.options import parse
 

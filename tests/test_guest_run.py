@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from smp import guest, guest_run, options
-from smp.config import SerialConfig, check
+from smp.config import SerialConfig
+from smp.config_check import check
 
 
 @pytest.mark.parametrize(

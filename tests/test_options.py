@@ -13,7 +13,6 @@ from mem import fdt
 from smp import cli, cpu, host, options
 from smp.boot import check_engine
 from smp.config import (
-    ConfigError,
     DeviceConfig,
     DriveConfig,
     FsdevConfig,
@@ -21,9 +20,10 @@ from smp.config import (
     MachineConfig,
     NetdevConfig,
     SerialConfig,
-    check,
 )
-from smp.cpu import parse_cpu
+from smp.config_check import check
+from smp.cpu import ConfigError, parse_cpu
+from smp.device_options import DEVICES, NEEDED
 from smp.vsock_options import VSOCK
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -402,11 +402,11 @@ def test_block_devices_are_in_the_order_of_their_slots():
     assert [drive.file.name for drive, _ in config.block_devices()] == ["b", "a"]
 
 
-@pytest.mark.parametrize("driver", [name for name in options.DEVICES if name.startswith("virtio-")])
+@pytest.mark.parametrize("driver", [name for name in DEVICES if name.startswith("virtio-")])
 @pytest.mark.parametrize("ending", ["-device", "-pci", "-pci-transitional", "-pci-non-transitional", ""])
 def test_every_virtio_device_has_qemus_spellings(driver: str, ending: str) -> None:
     assert driver.endswith("-device")
-    given = [f"{name}=1" for name in [options.NEEDED.get(driver)] if name]
+    given = [f"{name}=1" for name in [NEEDED.get(driver)] if name]
     if driver == VSOCK:
         given = ["guest-cid=3", "path=socket"]
     (device,) = parse("-device", ",".join([driver.removesuffix("-device") + ending, *given])).devices

@@ -9,7 +9,8 @@ import pytest
 from console import Console
 
 from smp import options, qemu_options
-from smp.config import MachineConfig, check
+from smp.config import MachineConfig
+from smp.config_check import check
 from smp.cpu import ConfigError
 from smp.devicetree import plan_boot
 from smp.guest import Guest, default_guest

@@ -11,7 +11,8 @@ from fake_driver import Rig
 from forked_io import Hart, finish, fork_io, io_memory
 
 from smp import cli, options
-from smp.config import MachineConfig, check
+from smp.config import MachineConfig
+from smp.config_check import check
 from smp.cpu import ConfigError
 from smp.io_setup import io_config
 from virtio.features import IN_ORDER, RING_PACKED

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from test_vhost_user import backend, open_disk, parsed
 
-from smp.config import check
+from smp.config_check import check
 from smp.cpu import ConfigError
 
 

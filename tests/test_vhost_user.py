@@ -21,7 +21,8 @@ from mem.memmap import RAM_BASE
 from mem.reservation import NONE, Reservations
 from mem.window import Register
 from smp import options, vhost_setup
-from smp.config import DeviceConfig, MachineConfig, SerialConfig, check
+from smp.config import DeviceConfig, MachineConfig, SerialConfig
+from smp.config_check import check
 from smp.io_setup import ring_features
 from smp.net_setup import open_networks
 from smp.vhost_options import STANDARD

@@ -9,7 +9,7 @@ from fake_driver import DATA, Rig, machine_memory
 
 from mem.memmap import RAM_BASE
 from smp import options
-from smp.config import check
+from smp.config_check import check
 from smp.cpu import ConfigError
 from smp.io_setup import io_config
 from virtio.balloon import (

@@ -9,7 +9,7 @@ import pytest
 from fake_driver import Rig, machine_memory
 
 from smp import options
-from smp.config import check
+from smp.config_check import check
 from smp.cpu import ConfigError
 from smp.io_setup import io_config
 from virtio.chardev import IN, OUTPUT_LIMIT, Chardev, FdChardev

@@ -17,8 +17,8 @@ from smp.config import (
     MachineConfig,
     NetdevConfig,
     SerialConfig,
-    check,
 )
+from smp.config_check import check
 from smp.cpu import ConfigError
 from smp.io_setup import io_config
 from virtio.blk import F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_WRITE_ZEROES, Block

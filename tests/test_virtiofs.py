@@ -9,7 +9,8 @@ import pytest
 from test_vhost_user import parsed, wait
 
 from smp import vhost_setup
-from smp.config import VIRTIOFSD, DeviceConfig, FsdevConfig, MachineConfig, check
+from smp.config import VIRTIOFSD, DeviceConfig, FsdevConfig, MachineConfig
+from smp.config_check import check
 from smp.cpu import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from smp.config import SerialConfig
 from smp.cpu import ConfigError
 from virtio.chardev import Chardev, Output, Pty, Stdio, open_file, open_pipe
-from virtio.charsocket import Socket, Target, connect, listen
+from virtio.charsocket import Socket
+from virtio.sockets import Target, connect, listen
 
 
 def open_chardev(end: SerialConfig, label: str) -> Chardev:

@@ -26,7 +26,6 @@ from smp.vsock_options import VSOCK
 from virtio.balloon import Balloon
 from virtio.blk import F_CONFIG_WCE, F_DISCARD, F_WRITE_ZEROES, Block
 from virtio.chardev import Stdio
-from virtio.charsocket import listen
 from virtio.console import Console, Port
 from virtio.device import Device
 from virtio.features import EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET
@@ -36,6 +35,7 @@ from virtio.image import Image, Overlay
 from virtio.ninep import Ninep
 from virtio.process import IoConfig
 from virtio.rng import Rng
+from virtio.sockets import listen
 from virtio.throttle import Throttle
 from virtio.vsock import Vsock
 from virtio.vsock_host import VsockHost

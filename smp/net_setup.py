@@ -21,8 +21,9 @@ from virtio.netdgram import Datagram
 from virtio.netdump import Dump
 from virtio.nethub import HubPort
 from virtio.netpasst import Passt, PasstError
-from virtio.netstream import Stream, UnixListener
+from virtio.netstream import Stream
 from virtio.nettap import IFREQ, TUNGETIFF, Tap, open_tap
+from virtio.sockets import UnixListener
 
 IFNAMSIZ = 16
 FIRST_MAC = 0x5254_0012_3456  # QEMU's

@@ -21,8 +21,8 @@ from vsock_driver import (
     header,
 )
 
-from virtio.charsocket import listen
 from virtio.device import Device
+from virtio.sockets import listen
 from virtio.vsock import FIRST_PORT, LAST_PORT, RECEIVE, TRANSMIT, Vsock
 from virtio.vsock_connection import BUFFER, Connection
 from virtio.vsock_host import Answer, VsockHost

@@ -14,9 +14,10 @@ import pytest
 from fake_driver import Rig, machine_memory
 
 from virtio.chardev import IN, INPUT_LIMIT, OUTPUT_LIMIT, Chardev, FdChardev, Pty, Stdio, open_file, open_pipe
-from virtio.charsocket import Socket, connect, listen
+from virtio.charsocket import Socket
 from virtio.console import Console, Port
 from virtio.queue import Ram
+from virtio.sockets import connect, listen
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from smp.cpu import ConfigError
 from smp.io_setup import io_config
 from virtio.blk import F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_WRITE_ZEROES, Block
 from virtio.chardev import FdChardev, Output, Stdio
-from virtio.charsocket import Socket, connect
+from virtio.charsocket import Socket
 from virtio.features import EVENT_IDX
 from virtio.host_owners import MODELS, SameOwners
 from virtio.image import Image, Overlay
@@ -33,6 +33,7 @@ from virtio.nethub import HubPort
 from virtio.netstream import Stream
 from virtio.ninep import Ninep
 from virtio.rng import Rng
+from virtio.sockets import connect
 
 LISTENING = (("server", "on"), ("wait", "off"))
 

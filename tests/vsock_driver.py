@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from fake_driver import DATA, Rig
 
-from virtio.charsocket import listen
 from virtio.queue import Ram
+from virtio.sockets import listen
 from virtio.vsock import EVENTS, RECEIVE, TRANSMIT, Vsock
 from virtio.vsock_host import VsockHost
 

@@ -1,21 +1,17 @@
 """A character device over a connection: listened for, or made again and again.  Output without one is lost.
 
-One that is there at a reset of the machine stays: its descriptor waits in `kept`, a socket pair, for the next I/O
-process.
+One that is there at a reset of the machine stays: its descriptor waits in `kept` for the next I/O process.
 """
 
 import contextlib
-import ctypes
 import errno
 import os
 import socket
-from typing import Any
 
 from virtio.chardev import IN, OUT, OUTPUT_LIMIT, FdChardev
 from virtio.needs import Needs
-from virtio.netstream import CLOCK_MONOTONIC, TFD_FLAGS, UnixListener, set_timer, socket_needs
-
-Target = tuple[socket.AddressFamily, Any]
+from virtio.sockets import Kept, Target, socket_needs
+from virtio.timer import new_timer, set_timer
 
 
 class Socket(FdChardev):
@@ -33,8 +29,7 @@ class Socket(FdChardev):
         self.listener, self.target, self.retry, self.nodelay = listener, target, retry, nodelay
         self.dialling: socket.socket | None = None
         self.timer = -1
-        self.kept = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.kept[1].setblocking(False)
+        self.kept = Kept()
         if listener:
             listener.setblocking(False)
         if connection:
@@ -43,10 +38,10 @@ class Socket(FdChardev):
 
     def start(self) -> None:
         if self.target and self.retry and self.timer < 0:
-            self.timer = ctypes.CDLL(None).timerfd_create(CLOCK_MONOTONIC, TFD_FLAGS)
-        with contextlib.suppress(BlockingIOError):
-            output, (connection, *_), _, _ = socket.recv_fds(self.kept[1], OUTPUT_LIMIT, 1)
-            self.source = self.sink = connection
+            self.timer = new_timer()
+        if kept := self.kept.take(OUTPUT_LIMIT):
+            output, self.source = kept
+            self.sink = self.source
             self.output += output[1:]
         if self.source < 0:
             self._dial()
@@ -56,8 +51,7 @@ class Socket(FdChardev):
             self.dialling.close()
             self.dialling = None
         if self.source >= 0:
-            with contextlib.suppress(OSError):
-                socket.send_fds(self.kept[0], [b"+", self.output[-OUTPUT_LIMIT // 2 :]], [self.source])
+            self.kept.put([b"+", self.output[-OUTPUT_LIMIT // 2 :]], self.source)
             self._hang_up()
 
     def is_open(self) -> bool:
@@ -96,7 +90,7 @@ class Socket(FdChardev):
 
     def close(self) -> None:
         super().close()
-        for end in (*self.kept, self.listener):
+        for end in (self.kept, self.listener):
             if end:
                 end.close()
         if self.timer >= 0:
@@ -140,33 +134,3 @@ class Socket(FdChardev):
     def _dial_later(self) -> None:
         if self.timer >= 0:
             set_timer(self.timer, self.retry)
-
-
-def listen(target: Target) -> socket.socket:
-    """A listening socket; a file of one that nobody has any more is replaced."""
-    family, address = target
-    if family == socket.AF_UNIX:
-        if os.path.exists(address):
-            os.unlink(address)
-        return UnixListener(address)
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(1)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def connect(target: Target) -> socket.socket:
-    """A connection, or an OSError; blocks."""
-    family, address = target
-    link = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        link.connect(address)
-    except OSError:
-        link.close()
-        raise
-    return link

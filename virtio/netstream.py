@@ -1,11 +1,10 @@
 """Frames over a connection, each after its length in four bytes: `-netdev stream`, as QEMU and passt speak it.
 
 The connection may come, go and come again, and there is a carrier while it is there.  At a reset of the machine it
-waits for the next I/O process, with the frames that were cut, in `kept`, a socket pair.
+waits for the next I/O process, with the frames that were cut, in `kept`.
 """
 
 import contextlib
-import ctypes
 import os
 import select
 import socket
@@ -17,13 +16,14 @@ from typing import Any
 
 from virtio.needs import Needs
 from virtio.netdev import MAX_FRAME, PLAIN, Frame, Netdev
+from virtio.sockets import Kept, socket_needs
+from virtio.timer import new_timer, set_timer
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
 LENGTH = struct.Struct(">I")
 BUFFER = 256 << 10  # bytes received at once
 PIECES = 1000  # of a single sendmsg, which takes 1024
 KEPT = LENGTH.size + 2 * (LENGTH.size + MAX_FRAME)
-CLOCK_MONOTONIC, TFD_FLAGS = 1, os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Stream(Netdev):
@@ -48,8 +48,7 @@ class Stream(Netdev):
         self.peer = peer if retry else None
         self.link: socket.socket | None = None
         self.timer = -1
-        self.kept = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.kept[1].setblocking(False)
+        self.kept = Kept()
         self.buffer = memoryview(b"")
         self._forget()
         if listener:
@@ -68,8 +67,8 @@ class Stream(Netdev):
 
     def start(self) -> None:
         self.buffer = memoryview(bytearray(BUFFER))
-        with contextlib.suppress(BlockingIOError):
-            data, (fd, *_), _, _ = socket.recv_fds(self.kept[1], KEPT, 1)
+        if kept := self.kept.take(KEPT):
+            data, fd = kept
             (size,) = LENGTH.unpack_from(data)
             received, self.output = data[LENGTH.size :][:size], bytearray(data[LENGTH.size + size :])
             self._connected(socket.socket(fileno=fd))
@@ -85,15 +84,14 @@ class Stream(Netdev):
         while len(received) >= whole + LENGTH.size and len(received) >= (end := _end(received, whole)):
             whole = end
         rest = received[whole:]
-        with contextlib.suppress(OSError):
-            socket.send_fds(self.kept[0], [LENGTH.pack(len(rest)), rest, self.output], [self.link.fileno()])
+        self.kept.put([LENGTH.pack(len(rest)), rest, self.output], self.link.fileno())
         self.link.close()
         self.link = None
         self._forget()
 
     def close(self) -> None:
         self.stop()
-        for end in (*self.kept, self.listener):
+        for end in (self.kept, self.listener):
             if end:
                 end.close()
         if self.timer >= 0:
@@ -152,7 +150,7 @@ class Stream(Netdev):
         if self.dial is None or not self.retry:
             return
         if self.timer < 0:
-            self.timer = ctypes.CDLL(None).timerfd_create(CLOCK_MONOTONIC, TFD_FLAGS)
+            self.timer = new_timer()
         set_timer(self.timer, self.retry)
 
     def _dial_now(self) -> None:
@@ -251,39 +249,6 @@ class Stream(Netdev):
         return True
 
 
-def socket_needs(listener: socket.socket | None, peer: tuple[int, Any] | None) -> Needs:
-    """Of a listener, its file at the end; of connections that are made again, their kind and where they lead."""
-    removes = (listener.path,) if isinstance(listener, UnixListener) else ()
-    if not peer:
-        return Needs(removes=removes)
-    family, where = peer
-    ports = (where[1],) if family == socket.AF_INET else ()
-    return Needs(removes=removes, families=(family,), connects=True, ports=ports)
-
-
 def _end(buffer: memoryview, begin: int) -> int:
     """Where the frame that begins there ends."""
     return begin + LENGTH.size + int.from_bytes(buffer[begin : begin + LENGTH.size], "big")
-
-
-def set_timer(timer: int, seconds: float) -> None:
-    """Have a timerfd rung once (timerfd_settime(2): interval, then value)."""
-    whole = int(seconds)
-    spec = (ctypes.c_long * 4)(0, 0, whole, int((seconds - whole) * 1e9))
-    ctypes.CDLL(None).timerfd_settime(timer, 0, spec, None)
-
-
-class UnixListener(socket.socket):
-    """A listening socket in the file system, gone from there when it is closed."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.path = path
-        self.bind(path)
-        self.listen(1)
-
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            super().close()
-            with contextlib.suppress(OSError):
-                os.unlink(self.path)

@@ -1,11 +1,24 @@
-"""A timer that the event loop waits for."""
+"""Timers that the event loop waits for."""
 
 import ctypes
 import os
 import select
 
 from virtio.host import Host
-from virtio.netstream import CLOCK_MONOTONIC, TFD_FLAGS, set_timer
+
+CLOCK_MONOTONIC, TFD_FLAGS = 1, os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def new_timer() -> int:
+    """A timerfd's descriptor; it is off."""
+    return int(ctypes.CDLL(None).timerfd_create(CLOCK_MONOTONIC, TFD_FLAGS))
+
+
+def set_timer(timer: int, seconds: float) -> None:
+    """Have a timerfd rung once (timerfd_settime(2): interval, then value)."""
+    whole = int(seconds)
+    spec = (ctypes.c_long * 4)(0, 0, whole, int((seconds - whole) * 1e9))
+    ctypes.CDLL(None).timerfd_settime(timer, 0, spec, None)
 
 
 class Timer(Host):
@@ -18,7 +31,7 @@ class Timer(Host):
     def wake_in(self, seconds: float) -> None:
         """Ring after so long and not at another time that was set before."""
         if self.timer < 0:
-            self.timer = ctypes.CDLL(None).timerfd_create(CLOCK_MONOTONIC, TFD_FLAGS)
+            self.timer = new_timer()
         set_timer(self.timer, seconds + 1e-6)  # a timer of 0 is off
 
     def cancel(self) -> None:

@@ -5,7 +5,6 @@ interrupts.  A back-end that ends is waited for, and gets again what was left to
 (virtio/vhost_ledger.py), or rings of ours (virtio/vhost_shadow.py) where the driver's are none that can be handed over.
 """
 
-import ctypes
 import os
 import select
 import socket
@@ -19,8 +18,8 @@ from virtio.device import Device
 from virtio.features import EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET
 from virtio.host import Host
 from virtio.needs import Needs
-from virtio.netstream import CLOCK_MONOTONIC, TFD_FLAGS, set_timer
 from virtio.queue import Queue
+from virtio.timer import new_timer, set_timer
 from virtio.vhost_ledger import Ledger
 from virtio.vhost_shadow import Shadow, ShadowMemory
 from virtio.vhost_wire import F_PROTOCOL, P_INFLIGHT, P_MTU, P_RESET_DEVICE, P_STATUS, Ask, BackendError, Session
@@ -232,7 +231,7 @@ class Backend(Host):
 
     def _wake_later(self) -> None:
         if self.timer < 0:
-            self.timer = ctypes.CDLL(None).timerfd_create(CLOCK_MONOTONIC, TFD_FLAGS)
+            self.timer = new_timer()
         set_timer(self.timer, self.pause)
 
     def _redial(self) -> None:

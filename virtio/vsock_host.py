@@ -4,7 +4,6 @@ As Firecracker has it: who connects to PATH and says "CONNECT <port>\\n" reaches
 that connects to a port of the host's reaches who listens at PATH_<port>.  Listening goes on when the machine is reset.
 """
 
-import ctypes
 import math
 import os
 import re
@@ -15,7 +14,8 @@ from collections.abc import Iterator
 
 from virtio.host import Host
 from virtio.needs import Needs
-from virtio.netstream import CLOCK_MONOTONIC, TFD_FLAGS, set_timer, socket_needs
+from virtio.sockets import socket_needs
+from virtio.timer import new_timer, set_timer
 from virtio.vsock_connection import Connection
 from virtio.vsock_dialler import Dialler
 
@@ -58,7 +58,7 @@ class VsockHost(Host):
     def start(self) -> None:
         self.dialler.start()
         self.epoll = select.epoll()
-        self.timer = ctypes.CDLL(None).timerfd_create(CLOCK_MONOTONIC, TFD_FLAGS)
+        self.timer = new_timer()
         watched = [self.listener.fileno(), self.timer, *([self.dialler.link.fileno()] if self.dialler.link else [])]
         for fd in watched:
             self.epoll.register(fd, IN | EDGE)

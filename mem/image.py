@@ -53,7 +53,6 @@ class Program:
     segments: tuple[Segment, ...]
     entry: int
     tohost: int | None = None
-    fromhost: int | None = None
 
     @property
     def end(self) -> int:
@@ -76,7 +75,6 @@ class Boot:
     kernel_entry: int = 0
     initrd: tuple[int, int] | None = None  # start, end
     tohost: int | None = None
-    fromhost: int | None = None
 
 
 # Files that are something else than they should be: where, magic, what it is, what to do.
@@ -165,14 +163,14 @@ def _load_elf(name: str, data: bytes) -> Program:
     try:
         elf = ELFFile(io.BytesIO(data))
         segments = tuple(_load_segments(name, data, elf))
-        symbols = _find_symbols(elf, ("tohost", "fromhost"))
+        tohost = _find_symbol(elf, "tohost")
     except ImageError:
         raise
     except Exception as error:
         raise ImageError(f"{name}: damaged ELF file ({type(error).__name__}); copy it again") from error
     if not segments:
         raise ImageError(f"{name}: has nothing to load; link it to an executable")
-    return Program(segments, elf["e_entry"], symbols.get("tohost"), symbols.get("fromhost"))
+    return Program(segments, elf["e_entry"], tohost)
 
 
 def _check_elf_header(name: str, data: bytes) -> None:
@@ -200,14 +198,15 @@ def _load_segments(name: str, data: bytes, elf: Any) -> Iterator[Segment]:
             yield Segment(name, header["p_paddr"], data[start : start + size], header["p_memsz"])
 
 
-def _find_symbols(elf: Any, wanted: Sequence[str]) -> dict[str, int]:
-    """A kernel's symbol table is large and seldom has HTIF's names: look into its strings first."""
-    found: dict[str, int] = {}
+def _find_symbol(elf: Any, wanted: str) -> int | None:
+    """A kernel's symbol table is large and seldom has HTIF's name: look into its strings first."""
     for section in elf.iter_sections("SHT_SYMTAB"):
         names = b"\0" + elf.get_section(section["sh_link"]).data()
-        if any(b"\0" + name.encode() + b"\0" in names for name in wanted):
-            found |= {symbol.name: symbol["st_value"] for symbol in section.iter_symbols()}
-    return {name: found[name] for name in wanted if name in found}
+        if b"\0" + wanted.encode() + b"\0" in names:
+            found = [int(symbol["st_value"]) for symbol in section.iter_symbols() if symbol.name == wanted]
+            if found:
+                return found[-1]
+    return None
 
 
 def fw_dynamic_info(next_addr: int, boot_hart: int = 0) -> bytes:
@@ -314,7 +313,6 @@ def plan(
         kernel_entry=entry,
         initrd=span,
         tohost=next((program.tohost for program in programs if program.tohost), None),
-        fromhost=next((program.fromhost for program in programs if program.fromhost), None),
     )
 
 

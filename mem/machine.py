@@ -26,7 +26,6 @@ class Machine(Layout):
     io_asleep: u32  # 1 while the I/O process sleeps in epoll: whoever has work for it must kick
     log_fd: u32  # where compiled code writes its log lines
     htif_tohost: u64  # physical address, 0 when there is none
-    htif_fromhost: u64
     sbi: u32  # 1 when calls from S-mode go to the built-in SBI
     mmu_levels: u32  # 3, 4 or 5: the deepest translation satp accepts
     jit: u32  # 1 when harts run translated code

@@ -88,9 +88,8 @@ def pmp_size(mmu: Mmu, entry: int) -> int:
 def pmp_allows(mmu: Mmu, pa: int, size: int, access: int, privilege: int) -> int:
     """Whether PMP lets the whole access through: the lowest entry that matches any byte decides.
 
-    An entry that matches only some of the bytes refuses.  `mmu.uniform` is 0 when it did so.
+    An entry that matches only some of the bytes refuses.
     """
-    mmu.uniform = 1
     for entry in range(PMP_ENTRIES):
         length = pmp_size(mmu, entry)
         if length:
@@ -98,7 +97,6 @@ def pmp_allows(mmu: Mmu, pa: int, size: int, access: int, privilege: int) -> int
             last = base + length - 1 if length != NO_FAULT else NO_FAULT
             if pa <= last and pa + size - 1 >= base:
                 if pa < base or pa + size - 1 > last:
-                    mmu.uniform = 0
                     return 0
                 config = mmu.pmpcfg[entry]
                 if privilege == MACHINE_MODE and not config & PMP_LOCK:

@@ -90,7 +90,6 @@ class Mmu(Layout):
     data_privilege: u32  # of loads and stores: differs under MPRV
     sum: u32  # mstatus.SUM
     mxr: u32  # mstatus.MXR
-    uniform: u32  # scratch: whether PMP gave the same answer for the whole page
     satp: u64
     menvcfg: u64
     misses: u64

@@ -46,7 +46,7 @@ def write_machine(config: MachineConfig, boot: Boot, supervisor_fd: int, io_fd: 
     m.log = sum(LOG_BITS.get(item, 0) for item in config.log)
     m.clock_origin = py_now_ns()
     m.supervisor_fd, m.io_fd, m.log_fd, m.one = supervisor_fd, io_fd, log_fd, 1
-    m.htif_tohost, m.htif_fromhost = boot.tohost or 0, boot.fromhost or 0
+    m.htif_tohost = boot.tohost or 0
     m.sbi = boot.mode == "S"
     m.mmu_levels = {39: 3, 48: 4, 57: 5}[config.cpu.mmu]
     m.jit, m.check = config.translates, config.engine == "check"

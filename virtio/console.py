@@ -27,7 +27,6 @@ class Event(IntEnum):
 
     DEVICE_READY = 0
     PORT_ADD = 1
-    PORT_REMOVE = 2
     PORT_READY = 3
     CONSOLE_PORT = 4
     RESIZE = 5

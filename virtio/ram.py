@@ -15,8 +15,6 @@ class Ram:
     def __init__(self, memory: memoryview, base: int = RAM_BASE, fd: int = -1) -> None:
         self.memory, self.base, self.size = memory, base, len(memory)
         self.fd = fd  # of the same memory, for whoever else is to map it
-        # A store or load of one of these is a single access, never several of bytes.
-        self.words, self.longs = memory.cast("H"), memory.cast("I")
         self.reservations = Reservations.at(regions.RESERVATIONS)
 
     def view(self, address: int, size: int) -> memoryview:

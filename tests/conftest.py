@@ -1,13 +1,17 @@
 """Fixtures that several test modules share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from bare import Bare, bare_machine
+from fake_driver import machine_memory
+from vsock_driver import Guest, Peers, set_up
 
 from smp.boot import check_engine
 from smp.config import MachineConfig
 from smp.cpu import ConfigError
+from virtio.queue import Ram
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +35,16 @@ def translating(translator: None) -> Iterator[Bare]:
     """`bare` with the translator."""
     with bare_machine(runs="jit") as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def ram() -> Iterator[Ram]:
+    """The memory of a small machine, without harts or an I/O process."""
+    with machine_memory() as found:
+        yield found
+
+
+@pytest.fixture
+def ends(ram: Ram, tmp_path: Path) -> Iterator[tuple[Guest, Peers]]:
+    """A driver in front of a virtio-vsock device, and programs of the host's behind it."""
+    yield from set_up(ram, tmp_path)

@@ -50,6 +50,22 @@ def fork_io(io: IoConfig, number: int = 0) -> int:
     return child
 
 
+@contextmanager
+def process(function: Callable[[], object]) -> Iterator[None]:
+    """A child that calls the function once, and is killed in the end."""
+    child = os.fork()
+    if child == 0:
+        try:
+            function()
+        finally:
+            os._exit(0)
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 def wait(until: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not until():

@@ -47,6 +47,17 @@ class Quiet:
             assert status == 0, f"the I/O process ends with {status}: {self.said.read()[-SAID:].decode()}"
 
 
+def end(process: Quiet, devices: dict[int, Device], stack: contextlib.ExitStack) -> None:
+    """Of the process, its devices, and their memory in the end."""
+    try:
+        process.end()
+    finally:
+        for device in devices.values():
+            device.close()
+        devices.clear()  # which hold on to the memory
+        stack.close()
+
+
 class ProcessFuzzer(Fuzzer):
     """An entropy source in a slot of its own must answer all the while.
 
@@ -83,13 +94,7 @@ class ProcessFuzzer(Fuzzer):
         check_surroundings(self.folder, self.folders)
 
     def close(self) -> None:
-        try:
-            self.process.end()
-        finally:
-            for device in self.devices.values():
-                device.close()
-            self.devices.clear()
-            self.stack.close()
+        end(self.process, self.devices, self.stack)
 
 
 class WindowFuzzer(NativeFuzzer):
@@ -127,9 +132,4 @@ class WindowFuzzer(NativeFuzzer):
         assert machine().ending == 0
 
     def close(self) -> None:
-        try:
-            self.process.end()
-        finally:
-            for device in self.devices.values():
-                device.close()
-            self.stack.close()
+        end(self.process, self.devices, self.stack)

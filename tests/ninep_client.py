@@ -9,7 +9,7 @@ from pathlib import Path
 from struct import calcsize, pack, unpack, unpack_from
 
 import pytest
-from fake_driver import Rig, machine_memory
+from fake_driver import Rig
 
 from virtio.host_owners import MODELS
 from virtio.host_tree import Handle, HostTree
@@ -204,13 +204,7 @@ def refused(*numbers: int) -> Iterator[None]:
     assert not numbers or caught.value.errno in numbers, caught.value
 
 
-# Fixtures; a test module has its own `folder`.
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Ram]:
-    with machine_memory() as found:
-        yield found
+# A fixture; a test module has its own `folder`.
 
 
 @pytest.fixture

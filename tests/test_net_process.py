@@ -1,9 +1,7 @@
 """A card in a forked I/O process, with a live link: resets under load, and lives of the process one after another."""
 
 import contextlib
-import os
 import random
-import signal
 import socket
 import struct
 import time
@@ -11,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from fake_driver import ALL, DATA, RINGS
-from forked_io import Hart, finish, fork_io, io_memory, wait
+from forked_io import Hart, finish, fork_io, io_memory, process, wait
 from wire import MAC, PLAIN, RX, TX, Wire, frame, receive
 
 from mem.machine import machine
@@ -30,25 +28,16 @@ def ram() -> Iterator[Ram]:
         yield found
 
 
-@contextlib.contextmanager
-def other_side(link: socket.socket) -> Iterator[None]:
-    """A process that sends frames all the time, and takes what it gets."""
-    child = os.fork()
-    if child == 0:
-        with contextlib.suppress(OSError):
-            wire, chance = Wire(link), random.Random(1)
-            while True:
-                link.setblocking(True)
-                wire.send(frame(size=chance.choice([60, 1514, 9000])))
-                if any(len(data) > 2000 for data in wire.frames()):
-                    break
-                time.sleep(0.0001)
-        os._exit(0)
-    try:
-        yield
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+def other_side(link: socket.socket) -> None:
+    """Send frames all the time, and take what comes."""
+    with contextlib.suppress(OSError):
+        wire, chance = Wire(link), random.Random(1)
+        while True:
+            link.setblocking(True)
+            wire.send(frame(size=chance.choice([60, 1514, 9000])))
+            if any(len(data) > 2000 for data in wire.frames()):
+                break
+            time.sleep(0.0001)
 
 
 @pytest.mark.parametrize("features", [ALL | F_MRG_RXBUF, ALL, ALL | F_MRG_RXBUF | RING_PACKED | IN_ORDER])
@@ -61,7 +50,7 @@ def test_a_card_touches_nothing_after_a_reset(ram: Ram, features: int) -> None:
     rig, chance = Hart(ram, card, 5), random.Random(features)
     mark, reused = b"\xa5" * 0x8_0000, (RINGS, DATA, DATA + 0x8_0000)
     rounds = received = sent = 0
-    with other_side(theirs):
+    with process(lambda: other_side(theirs)):
         began = time.monotonic()
         while time.monotonic() < began + 3 or rounds <= 50 or received <= 10 or sent <= 10:
             assert time.monotonic() < began + 240, (rounds, received, sent)

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from fake_driver import Rig, machine_memory
+from fake_driver import Rig
 from test_netlinks import FRAMES, both, open_one, send, take
 from test_offload import ACK, PSH, check, packet
 from wire import MAC, PLAIN, begin, frame, offer, receive, transmit, turn
@@ -25,12 +25,6 @@ from virtio.queue import Ram
 CLONE_NEWNET = 0x4000_0000
 SOL_PACKET, PACKET_VNET_HDR = 263, 15
 EVERYTHING = 0x0003
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Ram]:
-    with machine_memory() as found:
-        yield found
 
 
 @contextlib.contextmanager

@@ -3,13 +3,12 @@
 import json
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from struct import pack, unpack
 from typing import Any
 
 import pytest
-from fake_driver import Rig, machine_memory
+from fake_driver import Rig
 
 from virtio import orders
 from virtio.balloon import F_PAGE_POISON, F_PAGE_REPORTING, POISON, Balloon
@@ -20,12 +19,6 @@ from virtio.net import Net
 from virtio.netdev import Netdev
 from virtio.orders import Orders
 from virtio.queue import Ram
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Ram]:
-    with machine_memory() as found:
-        yield found
 
 
 class Served:

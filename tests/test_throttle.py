@@ -7,7 +7,7 @@ from pathlib import Path
 from struct import pack
 
 import pytest
-from fake_driver import DATA, Rig, machine_memory
+from fake_driver import DATA, Rig
 
 from mem.window import Register
 from smp import options
@@ -19,12 +19,6 @@ from virtio.queue import Ram
 from virtio.throttle import Bucket, Throttle
 
 SECTORS = 256
-
-
-@pytest.fixture
-def ram() -> Iterator[Ram]:
-    with machine_memory() as memory:
-        yield memory
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """virtio-balloon: pages go back to the host, and to nobody else's harm."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from struct import pack, unpack
 
 import pytest
-from fake_driver import DATA, Rig, machine_memory
+from fake_driver import DATA, Rig
 
 from mem.memmap import RAM_BASE
 from smp import options
@@ -27,12 +26,6 @@ from virtio.queue import Ram
 
 PLACE = RAM_BASE  # pages that the rings don't use
 NUMBER = PLACE // PAGE
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Ram]:
-    with machine_memory() as found:
-        yield found
 
 
 def shared() -> int:

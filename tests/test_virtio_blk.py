@@ -3,12 +3,11 @@
 import errno
 import os
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 from struct import pack, unpack_from
 
 import pytest
-from fake_driver import ALL, Rig, machine_memory
+from fake_driver import ALL, Rig
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,12 +17,6 @@ from virtio.image import Image, Overlay
 from virtio.queue import Ram
 
 SECTORS = 64
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Ram]:
-    with machine_memory() as found:
-        yield found
 
 
 @pytest.fixture

@@ -11,19 +11,13 @@ from pathlib import Path
 from struct import unpack_from
 
 import pytest
-from fake_driver import Rig, machine_memory
+from fake_driver import Rig
 
 from virtio.chardev import IN, INPUT_LIMIT, OUTPUT_LIMIT, Chardev, FdChardev, Pty, Stdio, open_file, open_pipe
 from virtio.charsocket import Socket
 from virtio.console import Console, Port
 from virtio.queue import Ram
 from virtio.sockets import connect, listen
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Ram]:
-    with machine_memory() as found:
-        yield found
 
 
 class Kept(Chardev):

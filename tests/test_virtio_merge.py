@@ -1,10 +1,9 @@
 """Received frames in buffers: the compiled way against a slow one over the queue's requests, on random rings."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_driver import DATA, RINGS, Driver, PackedRing, Ring, machine_memory
+from fake_driver import DATA, RINGS, Driver, PackedRing, Ring
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,12 +15,6 @@ from virtio.queue import Queue, QueueError, Ram, Request, size_of
 
 HEADER = bytes(range(1, 11)) + b"\xff\xff"  # of which num_buffers is the device's
 KINDS = (Ring, PackedRing)
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Ram]:
-    with machine_memory() as found:
-        yield found
 
 
 class Slow:

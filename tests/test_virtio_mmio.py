@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from fake_driver import ALL, RINGS, Rig, Ring, machine_memory
+from fake_driver import ALL, RINGS, Rig, Ring
 
 from mem import memmap, regions
 from mem.atomics import py_store32, py_xchg32
@@ -43,12 +43,6 @@ from virtio.features import (
 from virtio.image import Image
 from virtio.queue import Ram
 from virtio.rng import Rng
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Ram]:
-    with machine_memory() as found:
-        yield found
 
 
 class Odd(Device):

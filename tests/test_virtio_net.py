@@ -1,10 +1,9 @@
 """virtio-net on a stream link: frames both ways, buffers merged and missing, filters, commands, hostile drivers."""
 
-from collections.abc import Iterator
 from struct import pack, unpack
 
 import pytest
-from fake_driver import ALL, DATA, FEATURES_OK, Rig, Ring, machine_memory
+from fake_driver import ALL, DATA, FEATURES_OK, Rig, Ring
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from wire import EVERYBODY, GROUP, MAC, OTHER, PLAIN, RX, TX, begin, card, frame, offer, receive, transmit, turn
@@ -31,12 +30,6 @@ from virtio.queue import Ram
 CONTROL = 2
 HASH_REPORT, RSS = 1 << 57, 1 << 60
 LINK_UP, ANNOUNCE = 1, 2
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Ram]:
-    with machine_memory() as found:
-        yield found
 
 
 def config(rig: Rig) -> tuple[bytes, int, int, int]:

@@ -21,14 +21,13 @@ from ninep_client import (
     Client,
     client,
     open_handles,
-    ram,
     refused,
     s,
 )
 
 from virtio.queue import Ram
 
-__all__ = ["client", "ram"]
+__all__ = ["client"]
 
 REMOVE_FOLDER = 0x200
 MODE, UID, GID, SIZE, ATIME, MTIME, GIVEN_ATIME, GIVEN_MTIME = 1, 2, 4, 8, 16, 32, 128, 256

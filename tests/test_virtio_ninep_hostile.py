@@ -12,14 +12,14 @@ from struct import pack, unpack_from
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ninep_client import NO_FID, O_RDWR, ROOT, Client, NinepError, client, open_handles, ram, refused, s
+from ninep_client import NO_FID, O_RDWR, ROOT, Client, NinepError, client, open_handles, refused, s
 
 from virtio import host_calls, host_tree, ninep_session
 from virtio.host_tree import Handle, Node, raise_limits
 from virtio.ninep_messages import FIELDS, Message
 from virtio.queue import Ram
 
-__all__ = ["client", "ram"]
+__all__ = ["client"]
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

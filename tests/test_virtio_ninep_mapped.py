@@ -6,11 +6,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from ninep_client import O_RDWR, Client, NinepError, ram
+from ninep_client import O_RDWR, Client, NinepError
 
 from virtio.queue import Ram
-
-__all__ = ["ram"]
 
 
 @pytest.fixture

@@ -9,11 +9,9 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ninep_client import ROOT, Client, NinepError, ram
+from ninep_client import ROOT, Client, NinepError
 
 from virtio.queue import Ram
-
-__all__ = ["ram"]
 
 FOLDERS = st.sampled_from(["", "d", "d/d", "s"])
 NAMES = st.sampled_from(["a", "b", "d", "s"])

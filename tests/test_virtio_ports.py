@@ -1,12 +1,11 @@
 """virtio-console with several ports: control messages, and each port's data apart from the others'."""
 
 import os
-from collections.abc import Iterator
 from struct import pack, unpack, unpack_from
 from typing import Any
 
 import pytest
-from fake_driver import Rig, machine_memory
+from fake_driver import Rig
 
 from smp import options
 from smp.config_check import check
@@ -17,12 +16,6 @@ from virtio.console import F_EMERG_WRITE, F_MULTIPORT, F_SIZE, NO_PORT, WAITING,
 from virtio.queue import Ram
 
 CONTROL_RECEIVE, CONTROL_TRANSMIT = 2, 3
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Ram]:
-    with machine_memory() as found:
-        yield found
 
 
 class Kept(Chardev):

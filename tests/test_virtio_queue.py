@@ -1,24 +1,16 @@
 """Queues by examples: wrap, event indices, indirect tables, order, and what a hostile driver may write into rings."""
 
-from collections.abc import Iterator
 from struct import pack
 from typing import Any
 
 import pytest
-from fake_driver import AVAIL, INDIRECT, NEXT, RAM_BYTES, RINGS, USED, WRITE, PackedRing, Ring, machine_memory
+from fake_driver import AVAIL, INDIRECT, NEXT, RAM_BYTES, RINGS, USED, WRITE, PackedRing, Ring
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mem.memmap import RAM_BASE
 from virtio.features import IN_ORDER
 from virtio.queue import Queue, QueueError, Ram, Request, take
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Ram]:
-    with machine_memory() as found:
-        yield found
-
 
 KINDS = (Ring, PackedRing)
 

@@ -1,18 +1,16 @@
 """What must hold at any moment: resets under load, torn configurations, and drivers that write anything anywhere."""
 
-import os
 import random
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from struct import pack
 from typing import Any
 
 import pytest
 from fake_driver import ACKNOWLEDGE_DRIVER, ALL, DATA, DRIVER_OK, FEATURES_OK, RINGS, PackedRing, Rig, Ring
-from forked_io import Hart, finish, fork_io, io_memory
+from forked_io import Hart, finish, fork_io, io_memory, process
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -35,20 +33,11 @@ def ram() -> Iterator[Ram]:
         yield found
 
 
-@contextmanager
-def process(function: Callable[[], object]) -> Iterator[None]:
-    """A child that calls the function again and again until the end."""
-    child = os.fork()
-    if child == 0:
-        with suppress(KeyboardInterrupt):
-            while True:
-                function()
-        os._exit(0)
-    try:
-        yield
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+def again_and_again(function: Callable[[], object]) -> None:
+    """Call the function until the end."""
+    with suppress(KeyboardInterrupt):
+        while True:
+            function()
 
 
 def is_early(began: float, seconds: float) -> bool:
@@ -84,7 +73,7 @@ def test_a_configuration_of_one_generation_is_of_one_piece(ram: Ram) -> None:
 
     rig.rings[0].silence()
     began = time.monotonic()
-    with process(change):
+    with process(lambda: again_and_again(change)):
         while is_early(began, 1.5) or not (len(seen) > 20 and torn > 20):
             before = rig.read(Register.CONFIG_GENERATION)
             data = {rig.read(Register.CONFIG + 8 * n, 8) for n in range(25)}
@@ -114,7 +103,7 @@ def test_a_device_touches_nothing_after_a_reset(ram: Ram, tmp_path: Path, featur
         time.sleep(0.0001)
 
     began = time.monotonic()
-    with process(notify):
+    with process(lambda: again_and_again(notify)):
         given_back = 0
         while is_early(began, 2) or given_back <= 10:
             rig.start(features | disk.features, size=chance.choice([8, 64]))
@@ -156,7 +145,7 @@ def test_descriptors_that_change_while_they_are_read_reach_nothing_outside(ram: 
 
     errors = requests = 0
     began = time.monotonic()
-    with process(flip):
+    with process(lambda: again_and_again(flip)):
         while is_early(began, 2) or not (errors > 50 and requests > 50):
             for kind in (Ring, PackedRing):
                 queue = Queue(ram, 256)

@@ -16,6 +16,8 @@ from virtio.vsock import EVENTS, RECEIVE, TRANSMIT, Vsock
 from virtio.vsock_host import VsockHost
 
 CID, HOST = 3, 2
+PORT = 1234  # of the guest's
+SERVICE = 80
 INVALID, REQUEST, RESPONSE, RST, SHUTDOWN, RW, CREDIT_UPDATE, CREDIT_REQUEST = range(8)
 STREAM, SEQPACKET = 1, 2
 NO_RECEIVE, NO_SEND, NEITHER = 1, 2, 3
@@ -238,3 +240,26 @@ def set_up(ram: Ram, folder: Path, **given: int) -> Iterator[tuple[Guest, Peers]
     finally:
         host.close()
         peers.close()
+
+
+def open_to_host(guest: Guest, peers: Peers, port: int = PORT, **given: int) -> socket.socket:
+    """A connection that the guest has asked for; the host's end of it."""
+    listener = peers.listen(SERVICE)
+    guest.connect(port, SERVICE, **given)
+    return peers.accept(listener)
+
+
+def open_to_guest(guest: Guest, peers: Peers, port: int = PORT, **given: int) -> tuple[socket.socket, int]:
+    """A connection that the host has asked for; the host's end of it and its port."""
+    caller = peers.call(port)
+    asked = guest.wait(REQUEST)
+    guest.send(RESPONSE, port, asked.src_port, **given)
+    assert read_line(caller) == b"OK %d\n" % asked.src_port
+    return caller, asked.src_port
+
+
+def take(end: socket.socket, guest: Guest) -> bytes:
+    """What comes next at the host's end, while the device does its part."""
+    while not select.select([end], [], [], 0.001)[0]:
+        guest.look()
+    return end.recv(1 << 16)

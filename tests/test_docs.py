@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "docs/ARCHITECTURE.md", "docs/BACKENDS.md", "docs/SAFETY.md")
+DOCUMENTS = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 PACKAGES = ("mem", "smp", "virtio")
 FOLDERS = (*PACKAGES, "tests", "scripts", "configs", "docs")
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +33,7 @@ from virtio import sandbox
 from virtio.process import IoConfig, run_io
 from virtio.sandbox import open_descriptors
 
-PATIENCE = 1.0  # seconds that harts have to stop
+PATIENCE = 20.0  # seconds that processes have to stop, which they do at once; a busy host may not let them
 LAST_WORDS = 60.0  # seconds that a reader has to take what the guest has sent
 HURRY = 1.0  # the same when it was a signal that ended the machine
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -220,9 +221,9 @@ class Run:
                 return self.fail(f"{dead.name} {describe(dead.exitcode)}; the machine is stopped")
         why, code = m.ending, m.code
         self.control.ended(why, "host-signal" if self.killed_by else "")
-        if not self.join(self.harts, PATIENCE):
+        if not self.join(self.harts, lambda: PATIENCE):
             return self.fail("a hart did not stop")
-        if not self.join(self.io_processes, LAST_WORDS + PATIENCE) and not self.in_haste():
+        if not self.join(self.io_processes, self.for_last_words) and not self.in_haste():
             return self.fail("an I/O process did not stop")
         if self.config.stats:
             print_stats(self.config, time.monotonic() - self.started)
@@ -238,11 +239,15 @@ class Run:
         print(f"\rhartbeat: {text}", file=sys.stderr)
         return FAILED, 1
 
-    def join(self, processes: list[Any], seconds: float) -> bool:
-        """Wait for processes to exit; whether all did in time.  When the user has ended the machine there is less."""
+    def for_last_words(self) -> float:
+        """Seconds that I/O processes have to end in; when the user has ended the machine there are fewer."""
+        return HURRY if self.in_haste() else LAST_WORDS + PATIENCE
+
+    def join(self, processes: list[Any], seconds: Callable[[], float]) -> bool:
+        """Wait for processes to exit; whether all did in time."""
         began = time.monotonic()
         while alive := [p for p in processes if p.is_alive()]:
-            left = began + (min(seconds, HURRY) if self.in_haste() else seconds) - time.monotonic()
+            left = began + seconds() - time.monotonic()
             if left <= 0:
                 return False
             self.control.wait([p.sentinel for p in alive], min(left, 0.1))

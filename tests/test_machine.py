@@ -281,6 +281,18 @@ def test_a_signal_to_the_supervisor_ends_cleanly(guest: Assemble, work: str, num
         assert console.terminal_is_restored()
 
 
+def test_a_hart_that_gets_no_core_for_a_while_is_waited_for(guest: Assemble) -> None:
+    with started("-nographic", "-kernel", guest(BUSY)) as console:
+        console.expect("ready")
+        hart = console.processes(harts=4)[2]
+        hart.suspend()
+        console.process.terminate()
+        time.sleep(2)
+        hart.resume()
+        assert console.wait() == 128 + signal.SIGTERM
+        assert console.errors == b""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_the_machine_starts_ends_it(guest: Assemble, number: signal.Signals) -> None:
     """At any moment of the start, which takes some 300 ms: killed by the signal, or an end with 128 + n."""

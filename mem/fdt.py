@@ -95,15 +95,18 @@ def read_strings(value: bytes) -> list[str]:
     return value.removesuffix(b"\0").decode(errors="surrogateescape").split("\0") if value else []
 
 
-def encode(root: Node, reservations: Sequence[Reservation] = ()) -> bytes:
-    """The blob of a tree; `reservations` are (address, bytes) that the guest must leave alone."""
+def encode(root: Node, reservations: Sequence[Reservation] = (), room: int = 0) -> bytes:
+    """The blob of a tree; `reservations` are (address, bytes) that the guest must leave alone.
+
+    `room` is how many bytes at least are free at the end, for who adds to the blob in place.
+    """
     names: dict[str, int] = {}
     structure = _encode_node(root, names) + u32(END)
     rsvmap = b"".join(RESERVATION.pack(*entry) for entry in (*reservations, (0, 0)))
     table = b"".join(name.encode("ascii") + b"\0" for name in names)
     at_structure = HEADER.size + len(rsvmap)
     at_strings = at_structure + len(structure)
-    size = _padded(at_strings + len(table))
+    size = _padded(at_strings + len(table) + room)
     blocks = (size, at_structure, at_strings, HEADER.size)
     header = HEADER.pack(MAGIC, *blocks, VERSION, LAST_COMPATIBLE, 0, len(table), len(structure))
     return (header + rsvmap + structure + table).ljust(size, b"\0")

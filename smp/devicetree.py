@@ -19,6 +19,9 @@ S_SOFT, M_SOFT, M_TIMER, S_EXTERNAL, M_EXTERNAL = 1, 3, 7, 9, 11
 
 FINISHER_PASS, FINISHER_RESET = 0x5555, 0x7777
 UART_CLOCK_HZ = 3_686_400
+# Bytes. A boot loader adds to the tree in place what it tells the kernel; U-Boot takes SYS_FDT_PAD = 0x3000 bytes for
+# granted, and overwrites its own data behind the tree where there is less than it needs.
+ROOM = 0x3000
 
 Span = tuple[int, int]
 
@@ -36,7 +39,7 @@ def build(config: MachineConfig, *, initrd: Span | None = None, sswi: bool = Fal
     handles = count(1)
     intcs = _add_cpus(root, config, handles)
     _add_soc(root, intcs, handles, sswi)
-    return fdt.encode(root)
+    return fdt.encode(root, room=ROOM)
 
 
 def chosen(config: MachineConfig, initrd: Span | None, seed: bytes | None = None) -> dict[str, bytes]:
@@ -148,7 +151,7 @@ def adopt(blob: bytes, config: MachineConfig, initrd: Span | None, seed: bytes |
     news = chosen(config, initrd, seed)
     news["stdout-path"] = node.properties.get("stdout-path", news["stdout-path"])
     node.properties |= news
-    return fdt.encode(root, reservations)
+    return fdt.encode(root, reservations, ROOM)
 
 
 def plan_boot(config: MachineConfig, *, sswi: bool = False) -> image.Boot:

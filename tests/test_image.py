@@ -333,6 +333,14 @@ def test_without_randomness_two_trees_are_equal():
     assert devicetree.build(MachineConfig()) != devicetree.build(MachineConfig())
 
 
+def test_a_boot_loader_has_room_to_add_to_the_tree_in_place():
+    """U-Boot 2025.01 overwrote its global data, which lie right behind a tree without."""
+    given = fdt.encode(fdt.Node(""))
+    for blob in (devicetree.build(MachineConfig(harts=3)), devicetree.adopt(given, MachineConfig(), None)):
+        _, size, structure, table, _, _, _, _, names, nodes = struct.unpack_from(">10I", blob)
+        assert size == len(blob) and size - max(structure + nodes, table + names) >= 0x3000
+
+
 def test_dtc_accepts_the_tree():
     try:
         run = subprocess.run(

@@ -6,6 +6,7 @@ from typing import Any
 from smp.config import DriveConfig
 from smp.cpu import ConfigError
 from smp.option_text import one_of, pairs, path, switch
+from smp.qemu_options import refuse_flash
 
 FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "parallels", "bochs", "cloop", "dmg", "luks")
 
@@ -41,6 +42,7 @@ def _limits(text: str, given: dict[str, str]) -> tuple[tuple[str, int], ...]:
 
 
 def read_drive(text: str) -> dict[str, Any]:
+    refuse_flash("-drive", text)
     known = ("file", "format", "if", "id", "readonly", "snapshot", *HOST_ONLY)
     given = pairs("-drive", text, "file", (*known, *(THROTTLING + name for name in LIMITS)))
     if "file" not in given:

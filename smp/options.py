@@ -32,6 +32,7 @@ from smp.qemu_options import (
     read_mon,
     read_name,
     read_rtc,
+    refuse_flash,
 )
 from smp.ram_options import read_numa
 from smp.share_options import read_fsdev, read_share, read_virtfs
@@ -58,6 +59,7 @@ NUMBERS_OF_MACHINE = {"iothreads": "spread", "poll-max-ns": "poll_max_ns"}
 def read_machine(text: str) -> Fields:
     if text == "help":
         raise Help("Supported machines are:\nvirt                 QEMU's RISC-V virt board (default)")
+    refuse_flash("-machine", text)
     own = ("type", "dumpdtb", "dtb-randomness", "accel", "memory-backend", *NUMBERS_OF_MACHINE)
     given = pairs("-machine", text, "type", (*own, *AS_IT_IS))
     one_of("-machine", given.get("type", "virt"), ("virt",))

@@ -1,6 +1,7 @@
 """Options that command lines for QEMU have, and that say little about this machine."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from mem.cachedir import cache_directory
 from smp.config import SerialConfig
 from smp.cpu import ConfigError
-from smp.option_text import Help, number, one_of, pairs, path, size
+from smp.option_text import Help, number, one_of, pairs, path, size, split_commas
 
 # Where a -bios without a folder is looked for after the current one; the last is Debian's opensbi.
 FIRMWARE = ("/usr/local/share/qemu", "/usr/share/qemu", "/usr/lib/riscv64-linux-gnu/opensbi/generic")
@@ -18,13 +19,15 @@ ACCELERATORS = ("tcg", "kvm", "hvf")
 # Options of QEMU's that are not there, and why, or what to use instead.
 DEBUGGER = "there is no debugger interface; leave it out, -d help lists what can be logged"
 NO_MONITOR = "not of this machine; leave it out"
+NO_FLASH = "there is no flash memory, and so no UEFI; give -bios FILE or -kernel FILE"
 ONLY_VIRTIO = "disks are virtio's; use -drive file=FILE"
 REFUSED = {
     **dict.fromkeys(("gdb", "s", "semihosting", "semihosting-config"), DEBUGGER),
     **dict.fromkeys(("qmp-pretty", "no-shutdown", "pidfile"), NO_MONITOR),
     **dict.fromkeys(("incoming", "loadvm", "icount", "replay"), "there are no snapshots; leave it out"),
     **dict.fromkeys(("hda", "hdb", "cdrom", "sd", "fda", "mtdblock"), ONLY_VIRTIO),
-    **dict.fromkeys(("pflash", "boot"), "give -bios FILE or -kernel FILE"),
+    "boot": "give -bios FILE or -kernel FILE",
+    "pflash": NO_FLASH,
     **dict.fromkeys(("vnc", "spice", "sdl", "full-screen"), "there is no display; use -nographic"),
     **dict.fromkeys(("usb", "usbdevice"), "there is no USB; leave it out"),
     **dict.fromkeys(("audio", "audiodev"), "there is no sound; leave it out"),
@@ -117,6 +120,12 @@ def read_rtc(text: str) -> dict[str, Any]:
     for name, value in (("base", "utc"), ("clock", "host"), ("driftfix", "none")):
         one_of(f"-rtc {name}=", given.get(name, value), (value,), f"; the clock is the host's, use {name}={value}")
     return {}
+
+
+def refuse_flash(option: str, text: str) -> None:
+    """Says that there is none, whatever else the option has; QEMU takes it by -drive and by -machine."""
+    if any(re.match("(if=)?pflash", item) for item in split_commas(text)):
+        raise ConfigError(f"{option} {text}: {NO_FLASH}")
 
 
 def check_machine(name: str, value: str) -> None:

@@ -59,6 +59,8 @@ BAD = [
     ("-kernel kernel -s", "-s debugger"),
     ("-kernel kernel -qmp-pretty stdio", "-qmp-pretty leave it out"),
     ("-kernel kernel -hda disk", "-hda -drive"),
+    ("-drive if=pflash,unit=0,format=raw,file=disk", "if=pflash flash -bios"),
+    ("-machine virt,pflash0=code -kernel kernel", "pflash0=code flash -bios"),
     ("-kernel kernel -name a,process=b", "process known"),
     ("-kernel kernel -rtc base=localtime", "base=localtime base=utc"),
     ("-kernel kernel -bios fw_none.bin", "fw_none.bin opensbi -bios default"),

@@ -149,10 +149,13 @@ def make(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
+    folder = args.file.absolute().parent
+    if not os.path.isdir(folder):
+        raise GuestError(f"{args.file}: its folder does not exist; make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise GuestError(f"{args.file}: you can't write to its folder; name a file in one of yours")
     if args.file.exists():
         raise GuestError(f"{args.file}: is there already; remove it, or name another file")
-    if not args.file.absolute().parent.is_dir():
-        raise GuestError(f"{args.file}: its folder does not exist; make it first")
     if not NAME.fullmatch(args.hostname):
         raise GuestError(f"--hostname {args.hostname}: not a host name; use a-z, 0-9 and -, at most 63")
     if args.ssh_key and not re.match(r"(ssh|ecdsa|sk)-\S+ \S+", text_of(args.ssh_key)):

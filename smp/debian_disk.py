@@ -81,7 +81,7 @@ class Disk:
         """Makes disk and file system so many bytes large."""
         least = self.path.stat().st_size
         if size < least:
-            raise GuestError(f"--size {size}: what is on the disk needs at least {-(-least >> 20)}M")
+            raise GuestError(f"--size {size}b: what is on the disk needs at least {-(-least >> 20)}M")
         self.check()
         os.truncate(self.path, size)
         run_tool(["resize2fs", str(self.path)])

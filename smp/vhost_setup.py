@@ -90,10 +90,15 @@ def find_virtiofsd() -> str | None:
     return shutil.which(VIRTIOFSD, path=os.pathsep.join((os.environ.get("PATH", ""), *VIRTIOFSD_FOLDERS)))
 
 
-def virtiofsd_words(program: str, folder: str) -> list[str]:
-    """The program there is: QEMU's own in C, or its successor, which needs no root."""
+def takes_root(program: str) -> bool:
+    """Whether it is QEMU's virtiofsd in C; its successor can be anybody's."""
     text = subprocess.run([program, "--help"], capture_output=True, text=True, errors="replace", timeout=10).stdout
-    if "--shared-dir" not in text:
+    return "--shared-dir" not in text
+
+
+def virtiofsd_words(program: str, folder: str) -> list[str]:
+    """The program there is: QEMU's own in C, or its successor."""
+    if takes_root(program):
         return [program, "-f", "-o", f"source={folder},log_level=err"]
     sandbox = "namespace" if os.geteuid() == 0 or shutil.which("newuidmap") else "none"
     return [program, "--shared-dir", folder, "--sandbox", sandbox, "--log-level", "error"]

@@ -213,6 +213,13 @@ def test_what_is_missing_on_the_host_is_named(monkeypatch: pytest.MonkeyPatch, t
         debian.check(debian.parsed([str(tmp_path / "i")]))
 
 
+def test_a_folder_of_others_is_named_before_anything_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Not by the mode of a folder: root, as whom the tests may run, writes anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(GuestError, match="i: you can't write to its folder; name a file in one of yours"):
+        debian.check(debian.parsed([str(tmp_path / "i")]))
+
+
 def test_a_base_is_named_for_all_that_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named = {debian.base_name(packages, mirror) for packages in (["a"], ["a", "b"]) for mirror in ("m:/1", "m:/2")}
     assert len(named) == 4 and len({made for _, made in named}) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from console import Console
 
-from smp import options, qemu_options
+from smp import engine, options, qemu_options
 from smp.config import MachineConfig
 from smp.config_check import check
 from smp.cpu import ConfigError
@@ -111,6 +111,7 @@ def test_virtme_ngs_shell(kernel: Path) -> None:
 
 def test_virtme_ngs_script(kernel: Path) -> None:
     """Each stream is a port by its name, on a bus of its own; two that lead to one pipe are both open."""
+    engine.load()  # a network card takes its natives when it is made
     (out, stdout), (err, stderr) = os.pipe(), os.pipe()
     line = SCRIPT.format(folder=kernel.parent, kernel=kernel, stdout=stdout, stderr=stderr)
     config = parse(line, "-append", APPEND)

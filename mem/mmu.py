@@ -215,9 +215,11 @@ def leaf_address(pte: int, va: int, level: int) -> int:
 def translate(mmu: Mmu, va: int, access: int, privilege: int) -> int:
     """The physical address for an access at this privilege, or `mmu.cause` set.
 
-    Leaves in `mmu.page_bits` how large the page is.  PMP for the access itself is the caller's to check.
+    Leaves in `mmu.page_bits` how large the page is, and in `mmu.is_global` whether it is global, as all that lies below
+    an entry with G is.  PMP for the access itself is the caller's to check.
     """
     mmu.page_bits = 12
+    mmu.is_global = 0
     levels = levels_of(mmu.satp)
     if privilege == MACHINE_MODE or levels == 0:
         return va
@@ -234,6 +236,7 @@ def translate(mmu: Mmu, va: int, access: int, privilege: int) -> int:
         leaf = pte & (PTE_R | PTE_W | PTE_X)
         if not pte & PTE_V or not pte_is_sound(mmu, pte, leaf):
             return page_fault(mmu, va, access)
+        mmu.is_global |= pte & PTE_G
         if leaf:
             if not leaf_allows(mmu, pte, access, privilege):
                 return page_fault(mmu, va, access)

@@ -3,12 +3,17 @@
 A hart keeps the translations of the last SPACES values that satp had, each in banks of its own, so that a switch
 between processes empties nothing.  What is flushed in all address spaces is dropped from those that are not in use:
 their banks are emptied when they are given to another.
+
+A kernel's translations are global: the same in all address spaces (privileged manual, "Addressing and Memory
+Protection" of Sv32). Those of the upper half of the addresses, where kernels lie, go with the hart to a new address
+space (`inherit_views`), and the second level has them once for all spaces.
 """
 
-from mem.atomics import memory_set
+from mem.atomics import load64, memory_set, store64
 from mem.layout import Layout, layout, many, u8, u32, u64
 from mem.native import native, ref
 from mem.regions import HOST
+from mem.word import select
 
 READ, WRITE, EXECUTE = range(3)
 USER, SUPERVISOR, MACHINE_MODE = 0, 1, 3
@@ -20,6 +25,8 @@ SECOND_ENTRIES = 4096  # of the second level, in a bank
 VIEW_U, VIEW_S, VIEW_SUM, VIEW_M, VIEWS = range(5)
 SPACES = 4
 ALL_SPACES = (1 << SPACES) - 1  # a bit each
+LARGES = 8
+LARGE_BITS = 31
 FREE = (1 << 64) - 1  # in place of a satp: the space belongs to none
 ASID_SHIFT, ASID_MASK = 44, 0xFFFF
 PMP_ENTRIES = 16
@@ -70,7 +77,7 @@ class Space(Layout):
 
 @layout
 class Large(Layout):
-    """All superpages cached since the last flush, of one half of the addresses: where (va & mask) == base."""
+    """A region with superpages cached since the last flush of everything: where (va & mask) == base."""
 
     base: u64
     mask: u64
@@ -98,12 +105,16 @@ class Mmu(Layout):
     space: u64  # the one in use
     taken: u64  # the space that was last taken from another satp
     page_bits: u64  # scratch: log2 of the size of the page that the last walk ended at
+    is_global: u64  # scratch: whether the last walk met the G bit
+    shared_read_stamp: u64  # of what the second level has for all spaces
+    shared_write_stamp: u64
     writable: u64  # scratch: whether the last walk allows caching for this access
     pmpaddr: list[u64] = many(PMP_ENTRIES)
     pmpcfg: list[u8] = many(PMP_ENTRIES)
-    large: list[Large] = many(2)
+    large: list[Large] = many(LARGES)
     spaces: list[Space] = many(SPACES)
     views: list[View] = many(SPACES * VIEWS)
+    own: list[u64] = many(SPACES)  # whether supervisor's banks of a space have upper addresses that are not global
     stamps: u64  # the next that is free
     second_read: SecondBank
     second_write: SecondBank
@@ -119,6 +130,7 @@ STAMP = 4  # the view is in the lowest two bits, the stamp above
 STAMPS = (1 << 12) - STAMP  # one less than there is room for: the last page's tag must not become EMPTY
 assert VIEWS <= STAMP
 SPACE_STEP = SECOND_ENTRIES // VIEWS // SPACES + 1
+OWN = Mmu.offset("own") - Mmu.offset("views")
 
 
 # Spaces
@@ -135,14 +147,13 @@ def space_of(mmu: Mmu, satp: int) -> int:
 
 @native
 def take_space(mmu: Mmu, satp: int) -> int:
-    """Give this address space an empty space: a free one, or another's, but not the one in use."""
+    """Give this address space a space that is still to be emptied: a free one, or another's, not the one in use."""
     taken = space_of(mmu, FREE)
     if taken == SPACES:
         taken = (mmu.taken + 1) % SPACES
         if taken == mmu.space:
             taken = (taken + 1) % SPACES
     mmu.taken = taken
-    flush_space(mmu, taken)
     mmu.spaces[taken].satp = satp
     return taken
 
@@ -179,6 +190,9 @@ def new_stamp(mmu: Mmu) -> int:
             mmu.spaces[space].read_stamp = mmu.stamps
             mmu.spaces[space].write_stamp = mmu.stamps
             mmu.stamps += STAMP
+        mmu.shared_read_stamp = mmu.stamps
+        mmu.shared_write_stamp = mmu.stamps
+        mmu.stamps += STAMP
     stamp = mmu.stamps
     mmu.stamps += STAMP
     return stamp
@@ -193,9 +207,18 @@ def flush_second(mmu: Mmu, space: int) -> None:
 
 
 @native
+def flush_shared(mmu: Mmu) -> None:
+    """Forget what the second level has for all spaces."""
+    stamp = new_stamp(mmu)
+    mmu.shared_read_stamp = stamp
+    mmu.shared_write_stamp = stamp
+
+
+@native
 def flush_space(mmu: Mmu, space: int) -> None:
     """Forget a space's translations of loads and stores."""
     memory_set(ref(mmu.views[space * VIEWS]), 0xFF, VIEW_BYTES * VIEWS)
+    mmu.own[space] = 0
     flush_second(mmu, space)
 
 
@@ -212,9 +235,10 @@ def flush_all(mmu: Mmu) -> None:
     """Forget all translations of loads and stores."""
     drop_spaces(mmu, ALL_SPACES)
     flush_space(mmu, mmu.space)
-    for half in range(2):
-        mmu.large[half].mask = 0
-        mmu.large[half].base = NO_FAULT
+    flush_shared(mmu)
+    for number in range(LARGES):
+        mmu.large[number].mask = 0
+        mmu.large[number].base = NO_FAULT
 
 
 @native
@@ -226,20 +250,25 @@ def flush_writes(mmu: Mmu) -> None:
                 memory_set(ref(mmu.views[space * VIEWS + view]) + WRITE_BANK, 0xFF, BANK_BYTES)
             stamp = new_stamp(mmu)
             mmu.spaces[space].write_stamp = stamp
+    stamp = new_stamp(mmu)
+    mmu.shared_write_stamp = stamp
 
 
 @native
 def is_large(mmu: Mmu, va: int) -> int:
     """Whether the address may lie in a superpage: it is cached as 4 KiB pieces, so only a full flush forgets it."""
-    large = mmu.large[va >> 63]
-    return va & large.mask == large.base
+    for number in range(LARGES):
+        if va & mmu.large[number].mask == mmu.large[number].base:
+            return 1
+    return 0
 
 
 @native
 def flush_page(mmu: Mmu, va: int, spaces: int) -> None:
     """Forget, in these spaces (a bit each), the translations that the leaf entry of an address gave.
 
-    Not for an address for which `is_large` holds.
+    What the second level has for all spaces lies where it would for space 0 alone: a fence that is for all takes it,
+    and no other needs to.  Not for an address for which `is_large` holds.
     """
     index = (va >> 12) & (TLB_ENTRIES - 1)
     for view in range(VIEWS):
@@ -253,16 +282,34 @@ def flush_page(mmu: Mmu, va: int, spaces: int) -> None:
 
 
 @native
+def widened(large: Large, va: int, bits: int) -> int:
+    """The mask of a region that is to hold a superpage too."""
+    mask = NO_FAULT << bits
+    if large.base != NO_FAULT:
+        mask &= large.mask
+        while (va ^ large.base) & mask:
+            mask = mask << 1
+    return mask
+
+
+@native
 def note_large(mmu: Mmu, va: int, bits: int) -> None:
-    """Widen the region that holds all cached superpages of this half of the addresses."""
-    mask = (NO_FAULT << bits) & NO_FAULT
-    large = mmu.large[va >> 63]
-    if large.base == NO_FAULT:
-        large.mask = mask
-    else:
-        large.mask &= mask
-        while (va ^ large.base) & large.mask:
-            large.mask = large.mask << 1
+    """Have a region hold a superpage: one that stays below LARGE_BITS, or a free one, or the one that stays smallest.
+
+    A kernel's image, its map of all memory and pages of 4 KiB that it maps for a moment lie far apart: with one region
+    for all of them each such page, when it is flushed, would flush everything.
+    """
+    best = 0
+    most = 0
+    for number in range(LARGES):
+        large = mmu.large[number]
+        mask = widened(large, va, bits)
+        rank = NO_FAULT << LARGE_BITS if large.base == NO_FAULT else mask
+        if rank > most:
+            best = number
+            most = rank
+    large = mmu.large[best]
+    large.mask = widened(large, va, bits)
     large.base = va & large.mask
 
 
@@ -286,6 +333,52 @@ def view_in_use(mmu: Mmu) -> int:
     return (mmu.data - mmu.first_view) >> VIEW_SHIFT
 
 
+# What a space has from others
+
+
+@native
+def copy_upper(to: int, source: int, entries: int) -> None:
+    """Copy a bank of pairs of words, of which the first is a virtual address: those in the upper half."""
+    for index in range(entries):
+        first = load64(source + index * 16)
+        store64(to + index * 16, select(first >> 63 != 0, first, EMPTY))
+        store64(to + index * 16 + 8, load64(source + index * 16 + 8))
+
+
+@native
+def inherit_views(mmu: Mmu, space: int) -> None:
+    """Give a space what supervisor's views of the one in use have of the upper half, all of it global, and no more.
+
+    It may be the one in use itself.
+    """
+    memory_set(ref(mmu.views[space * VIEWS + VIEW_U]), 0xFF, VIEW_BYTES)
+    memory_set(ref(mmu.views[space * VIEWS + VIEW_M]), 0xFF, VIEW_BYTES)
+    mmu.own[space] = 0
+    for view in range(VIEW_S, VIEW_SUM + 1):
+        copy_upper(ref(mmu.views[space * VIEWS + view]), ref(mmu.views[mmu.space * VIEWS + view]), 2 * TLB_ENTRIES)
+
+
+@native
+def note_space(mmu: Mmu, va: int) -> None:
+    """Supervisor's banks of the space in use get a page of the upper half: is it one of this space alone?"""
+    if va >> 63 and not mmu.is_global:
+        store64(mmu.all_views + OWN + mmu.space * 8, 1)
+
+
+@native(inline=True)
+def is_shared(mmu: Mmu, va: int) -> int:
+    """Whether the second level has the page, if it has it at all, for all spaces, and for S with SUM or without."""
+    view = view_in_use(mmu)
+    return va >> 63 & ((view == VIEW_S) | (view == VIEW_SUM))
+
+
+@native(inline=True)
+def place_in_use(mmu: Mmu, va: int) -> int:
+    """A page's index in the second level."""
+    shared = is_shared(mmu, va)
+    return second_index(va, select(shared != 0, 0, mmu.space), select(shared != 0, VIEW_S, view_in_use(mmu)))
+
+
 @native(inline=True)
 def second_index(va: int, space: int, view: int) -> int:
     """A page's place depends on space and view: other processes, and the kernel, use the same addresses."""
@@ -293,8 +386,10 @@ def second_index(va: int, space: int, view: int) -> int:
 
 
 @native(inline=True)
-def stamp_of(mmu: Mmu, access: int) -> int:
+def stamp_of(mmu: Mmu, va: int, access: int) -> int:
     """What marks an entry of the second level as one of this space and view."""
+    if is_shared(mmu, va):
+        return (mmu.shared_write_stamp if access == WRITE else mmu.shared_read_stamp) | VIEW_S
     space = mmu.spaces[mmu.space]
     return (space.write_stamp if access == WRITE else space.read_stamp) | view_in_use(mmu)
 
@@ -311,11 +406,14 @@ def put_first(mmu: Mmu, va: int, addend: int, access: int) -> None:
 
 @native
 def remember(mmu: Mmu, va: int, pa: int, access: int) -> None:
-    """Put a page into both levels."""
+    """Put a page into both levels; into the second only what it has a place for."""
     put_first(mmu, va, HOST + pa - va, access)
+    note_space(mmu, va)
+    if is_shared(mmu, va) and not mmu.is_global:
+        return
     bank = mmu.second_write if access == WRITE else mmu.second_read
-    entry = bank.entries[second_index(va, mmu.space, view_in_use(mmu))]
-    entry.tag = va & PAGE_MASK | stamp_of(mmu, access)
+    entry = bank.entries[place_in_use(mmu, va)]
+    entry.tag = va & PAGE_MASK | stamp_of(mmu, va, access)
     entry.addend = HOST + pa - va
 
 
@@ -323,8 +421,8 @@ def remember(mmu: Mmu, va: int, pa: int, access: int) -> None:
 def second_level(mmu: Mmu, va: int, access: int) -> int:
     """The physical address that the second level has, or NO_FAULT; what it has goes to the first."""
     bank = mmu.second_write if access == WRITE else mmu.second_read
-    entry = bank.entries[second_index(va, mmu.space, view_in_use(mmu))]
-    if entry.tag != va & PAGE_MASK | stamp_of(mmu, access):
+    entry = bank.entries[place_in_use(mmu, va)]
+    if entry.tag != va & PAGE_MASK | stamp_of(mmu, va, access):
         return NO_FAULT
     mmu.second_hits += 1
     put_first(mmu, va, entry.addend, access)

@@ -21,7 +21,7 @@ from mem.regions import MACHINE
 from mem.tlb import flush_writes
 from smp.codecache import next_epoch
 from smp.hart import Hart
-from smp.spaces import flush_fetch, flush_jumps, flush_translations
+from smp.spaces import flush_decoded, flush_jumps, flush_translations
 from smp.trap import end_sequence
 
 ANSWERED = ALARM_TLB | ALARM_FENCE_I | ALARM_WATCH | ALARM_SERVE
@@ -70,7 +70,7 @@ def fence_i(h: Hart) -> None:
     h.generation += 1
     if Machine.at(MACHINE).jit:
         h.epoch = next_epoch()
-    flush_fetch(h)
+    flush_decoded(h)
 
 
 @native

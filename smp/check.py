@@ -16,7 +16,7 @@ from mem.layout import Layout, layout, many, u64
 from mem.mmu import pmp_allows, translate
 from mem.native import native, ref, table
 from mem.regions import CHECK, CHECK_BYTES, HOST, STEPS, map_fixed
-from mem.tlb import EXECUTE, NO_FAULT, PAGE_MASK, READ, WRITE, Mmu, flush_second
+from mem.tlb import EXECUTE, NO_FAULT, PAGE_MASK, READ, WRITE, Mmu, flush_second, flush_shared
 from mem.word import sext32
 from smp.code import STEP_END, Slot, fetch_page, handler_of
 from smp.csr import CSRS
@@ -107,6 +107,7 @@ def cast_shadow(h: Hart) -> Hart:
     memory_copy(ref(shadow.mmu), ref(h.mmu), VIEWS)
     # Flushes of the hart's second level don't come to this one.
     flush_second(shadow.mmu, shadow.mmu.space)
+    flush_shared(shadow.mmu)
     return shadow
 
 

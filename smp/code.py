@@ -14,7 +14,7 @@ from mem.machine import Machine
 from mem.mmu import access_fault, fault, is_ram, pmp_allows, translate
 from mem.native import emitted, native
 from mem.regions import HOST
-from mem.tlb import EXECUTE, NO_FAULT, PAGE_MASK, note_large
+from mem.tlb import EXECUTE, NO_FAULT, PAGE_MASK, note_large, note_space
 from smp.hart import CODE_BANKS, DECODED_PAGES, FETCH_ENTRIES, Hart
 from smp.spaces import code_bank
 
@@ -152,6 +152,7 @@ def enter(h: Hart) -> int:
         # PMP that cuts the page: every entry into it is checked anew.
         if not pmp_allows(h.mmu, page, 4096, EXECUTE, h.privilege):
             return base + (pc & 0xFFE) * (SLOT // 2)
+        note_space(h.mmu, pc)
         entry.tag = pc & PAGE_MASK
         entry.page = base
         h.codes_used[bank] = 1

@@ -7,9 +7,10 @@ from mem.tlb import SPACES, Mmu
 SINK = 32  # register number that stands for x0 as a destination: nothing reads it
 FETCH_ENTRIES = 256
 DECODED_PAGES = 512
-JUMP_ENTRIES = 1024  # of each privilege's jump cache
+JUMP_ENTRIES = 4096  # of each privilege's jump cache
+JUMP_LOG = 64  # places in a jump cache that are emptied one by one; above, the whole is
 CODE_BANKS = 2 * SPACES + 1
-PAGE_WORDS = 8  # of the bits that say from which pages a jump cache has entries
+PAGE_WORDS = 64  # of the bits that say from which pages a jump cache has entries
 NEVER = (1 << 64) - 1
 
 USER, SUPERVISOR, MACHINE = 0, 1, 3
@@ -152,7 +153,8 @@ class Hart(Layout):
     fetch_banks: list[FetchBank] = many(CODE_BANKS)
     code_banks: list[FetchBank] = many(CODE_BANKS)  # physical pages of code, for the translator
     codes_used: list[u64] = many(CODE_BANKS)  # whether one of the two has entries
-    jumps_used: list[u64] = many(CODE_BANKS)  # whether a jump cache has entries
+    jumps_used: list[u64] = many(CODE_BANKS)  # how many times something was put into a jump cache, up to JUMP_LOG + 1
+    jump_log: list[u32] = many(CODE_BANKS * JUMP_LOG)  # at which places
     jump_pages: list[u64] = many(CODE_BANKS * PAGE_WORDS)  # bits, by page: whether one of its jumps may be in the cache
     jump_banks: list[JumpEntry] = many(CODE_BANKS * JUMP_ENTRIES)
     mmu: Mmu

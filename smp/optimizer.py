@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import itertools
 import os
 import time
 from typing import Any, NoReturn
@@ -77,16 +76,22 @@ class Optimizer:
         return True
 
     def pages(self, program: Program, blocks: Blocks) -> Any:
-        """The record of the pages of a loop: keys that are entries of jump caches which none of its pcs has."""
+        """The record of the pages of a loop: keys that are entries of jump caches which none of its pcs has.
+
+        Each is an odd pc of its page, so it goes from a jump cache with the page's jumps.
+        """
         pcs = {i.pc for block in blocks.values() for i in block.instructions}
         record, taken = LoopPages.ctype(), {pc >> 1 & JUMP_ENTRIES - 1 for pc in pcs}
         bases = sorted({pc & -PAGE for pc in pcs})
         record.count = len(bases)
         for place, base in zip(record.page, bases, strict=False):
-            self.keys = next(n for n in itertools.count(self.keys + 1) if n & JUMP_ENTRIES - 1 not in taken)
-            taken.add(self.keys & JUMP_ENTRIES - 1)
+            while True:
+                self.keys += 2
+                place.key = base | self.keys % PAGE | 1
+                if (slot := place.key >> 1 & JUMP_ENTRIES - 1) not in taken:
+                    break
+            taken.add(slot)
             page = program.pages[base]
-            place.key = base | (self.keys & JUMP_ENTRIES - 1) << 1 | 1
             place.physical, place.version = page.physical, page.version
         return record
 

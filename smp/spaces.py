@@ -3,23 +3,33 @@
 Banks of fetched pages and jump caches are one for U and one for S of each address space (mem/tlb.py), and one for M.
 """
 
-from mem.atomics import memory_set
+from mem.atomics import memory_copy, memory_set
 from mem.native import native, ref
 from mem.tlb import (
     FREE,
+    PAGE_MASK,
     SPACES,
+    copy_upper,
     drop_spaces,
     flush_all,
     flush_page,
+    flush_second,
+    flush_shared,
     flush_space,
+    inherit_views,
     is_large,
     space_of,
     take_space,
     use_space,
 )
-from smp.hart import CODE_BANKS, FETCH_ENTRIES, JUMP_ENTRIES, NEVER, PAGE_WORDS, FetchBank, Hart, JumpEntry
+from mem.word import minu
+from smp.hart import CODE_BANKS, FETCH_ENTRIES, JUMP_ENTRIES, JUMP_LOG, NEVER, PAGE_WORDS, FetchBank, Hart, JumpEntry
 
 MACHINE_BANK = CODE_BANKS - 1
+MODE_SHIFT = 60  # satp.MODE
+PAGE_HASH_BITS = (PAGE_WORDS * 64).bit_length() - 1
+PAGE_JUMPS = 4096 // 2  # places that a page's jumps may have, side by side
+assert JUMP_ENTRIES >= PAGE_JUMPS
 
 
 @native(inline=True)
@@ -28,21 +38,37 @@ def code_bank(h: Hart, privilege: int) -> int:
     return MACHINE_BANK if privilege == 3 else h.mmu.space * 2 + privilege
 
 
+@native(inline=True)
+def page_hash(va: int) -> int:
+    """A page's bit in `jump_pages`: spread, for a kernel and its programs use the same low bits."""
+    return (va >> 12) * 0x9E3779B97F4A7C15 >> 64 - PAGE_HASH_BITS
+
+
 @native
 def note_jump(h: Hart, bank: int, pc: int, code: int) -> None:
     """Put a block into a jump cache."""
-    entry = h.jump_banks[bank * JUMP_ENTRIES + ((pc >> 1) & (JUMP_ENTRIES - 1))]
+    index = pc >> 1 & JUMP_ENTRIES - 1
+    entry = h.jump_banks[bank * JUMP_ENTRIES + index]
     entry.pc = pc
     entry.code = code
-    h.jumps_used[bank] = 1
-    h.jump_pages[bank * PAGE_WORDS + (pc >> 18 & PAGE_WORDS - 1)] |= 1 << (pc >> 12 & 63)
+    used = h.jumps_used[bank]
+    if used < JUMP_LOG:
+        h.jump_log[bank * JUMP_LOG + used] = index
+    h.jumps_used[bank] = minu(used + 1, JUMP_LOG + 1)
+    bit = page_hash(pc)
+    h.jump_pages[bank * PAGE_WORDS + (bit >> 6)] |= 1 << (bit & 63)
 
 
 @native
 def flush_bank_jumps(h: Hart, bank: int) -> None:
     """Empty a jump cache."""
-    if h.jumps_used[bank]:
+    used = h.jumps_used[bank]
+    if used > JUMP_LOG:
         memory_set(ref(h.jump_banks[bank * JUMP_ENTRIES]), 0xFF, JumpEntry.sizeof() * JUMP_ENTRIES)
+    else:
+        for number in range(used):
+            h.jump_banks[bank * JUMP_ENTRIES + h.jump_log[bank * JUMP_LOG + number]].pc = NEVER
+    if used:
         memory_set(ref(h.jump_pages[bank * PAGE_WORDS]), 0, 8 * PAGE_WORDS)
         h.jumps_used[bank] = 0
 
@@ -50,9 +76,11 @@ def flush_bank_jumps(h: Hart, bank: int) -> None:
 @native
 def flush_page_jumps(h: Hart, bank: int, va: int) -> None:
     """Take a page's entries out of a jump cache."""
-    if h.jump_pages[bank * PAGE_WORDS + (va >> 18 & PAGE_WORDS - 1)] >> (va >> 12 & 63) & 1:
-        for index in range(JUMP_ENTRIES):
-            entry = h.jump_banks[bank * JUMP_ENTRIES + index]
+    bit = page_hash(va)
+    if h.jump_pages[bank * PAGE_WORDS + (bit >> 6)] >> (bit & 63) & 1:
+        first = (va & PAGE_MASK) >> 1 & JUMP_ENTRIES - 1
+        for index in range(PAGE_JUMPS):
+            entry = h.jump_banks[bank * JUMP_ENTRIES + first + index]
             if (entry.pc ^ va) >> 12 == 0:
                 entry.pc = NEVER
 
@@ -84,6 +112,16 @@ def flush_fetch(h: Hart) -> None:
 
 
 @native
+def flush_decoded(h: Hart) -> None:
+    """Forget where decoded and translated code lies, but not at which physical pages."""
+    h.code_flushes += 1
+    for bank in range(CODE_BANKS):
+        if h.codes_used[bank]:
+            memory_set(ref(h.fetch_banks[bank]), 0xFF, FetchBank.sizeof())
+        flush_bank_jumps(h, bank)
+
+
+@native
 def flush_translations(h: Hart) -> None:
     """Forget all translations, of all address spaces."""
     h.code_flushes += 1
@@ -96,13 +134,42 @@ def flush_translations(h: Hart) -> None:
 
 @native
 def flush_spaces(h: Hart, spaces: int) -> None:
-    """Forget all translations of these address spaces, a bit each."""
+    """Forget all translations of these address spaces, a bit each, but global ones."""
     drop_spaces(h.mmu, spaces)
     if spaces >> h.mmu.space & 1:
         h.code_flushes += 1
-        flush_space(h.mmu, h.mmu.space)
-        flush_code(h, h.mmu.space * 2)
-        flush_code(h, h.mmu.space * 2 + 1)
+        forget_space(h, h.mmu.space)
+
+
+@native
+def forget_space(h: Hart, space: int) -> None:
+    """Empty a space, but for the kernel's translations of the one in use, if they are global: they hold in it too."""
+    if h.mmu.own[h.mmu.space]:
+        flush_space(h.mmu, space)
+        flush_code(h, space * 2)
+        flush_code(h, space * 2 + 1)
+    else:
+        inherit_views(h.mmu, space)
+        flush_second(h.mmu, space)
+        flush_code(h, space * 2)
+        inherit_code(h, space * 2 + 1, h.mmu.space * 2 + 1)
+
+
+@native
+def inherit_code(h: Hart, bank: int, source: int) -> None:
+    """Where a bank's code lies, in the upper half, holds for another bank too, or is all that is left of the same."""
+    if h.codes_used[source]:
+        copy_upper(ref(h.fetch_banks[bank]), ref(h.fetch_banks[source]), FETCH_ENTRIES)
+        copy_upper(ref(h.code_banks[bank]), ref(h.code_banks[source]), FETCH_ENTRIES)
+        h.codes_used[bank] = 1
+    else:
+        flush_code(h, bank)
+    if h.jumps_used[source]:
+        copy_upper(ref(h.jump_banks[bank * JUMP_ENTRIES]), ref(h.jump_banks[source * JUMP_ENTRIES]), JUMP_ENTRIES)
+        memory_copy(ref(h.jump_pages[bank * PAGE_WORDS]), ref(h.jump_pages[source * PAGE_WORDS]), 8 * PAGE_WORDS)
+        h.jumps_used[bank] = JUMP_LOG + 1
+    else:
+        flush_bank_jumps(h, bank)
 
 
 @native
@@ -124,12 +191,15 @@ def flush_one(h: Hart, va: int, spaces: int) -> None:
 @native
 def switch_space(h: Hart, satp: int) -> None:
     """satp has changed: go on with what is known of this address space.  `update_view` is to follow."""
+    if h.mmu.satp >> MODE_SHIFT != satp >> MODE_SHIFT:
+        # Even what is global means something else; a switch between modes is rare.
+        h.mmu.own[h.mmu.space] = 1
+        flush_shared(h.mmu)
     h.mmu.satp = satp
     space = space_of(h.mmu, satp)
     if space == SPACES:
         space = take_space(h.mmu, satp)
-        flush_code(h, space * 2)
-        flush_code(h, space * 2 + 1)
+        forget_space(h, space)
     use_space(h.mmu, space)
 
 
@@ -141,7 +211,7 @@ def reset_spaces(h: Hart, views: int) -> None:
         h.mmu.spaces[space].satp = FREE
     for bank in range(CODE_BANKS):
         h.codes_used[bank] = 1
-        h.jumps_used[bank] = 1
+        h.jumps_used[bank] = JUMP_LOG + 1
     use_space(h.mmu, 0)
     flush_fetch(h)
     flush_translations(h)

@@ -9,7 +9,7 @@ from mem.machine import Machine, is_ending
 from mem.mmu import pmp_allows, read_slow, write_slow
 from mem.native import Record, emitted, native, ref, table
 from mem.regions import CODE_TABLE, MACHINE
-from mem.tlb import EXECUTE, NO_FAULT, PAGE_MASK, note_large
+from mem.tlb import EXECUTE, NO_FAULT, PAGE_MASK, note_large, note_space
 from mem.word import I64, V, builder, lts, raw, sext8, sext16, sext32
 from smp.blocklog import record_block
 from smp.code import Slot, fetch_page
@@ -185,6 +185,7 @@ def physical_pc(h: Hart) -> int:
             return 0
         if h.mmu.page_bits > 12:
             note_large(h.mmu, pc, h.mmu.page_bits)
+        note_space(h.mmu, pc)
         entry.tag = pc & PAGE_MASK
         entry.page = page
         h.codes_used[bank] = 1

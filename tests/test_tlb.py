@@ -23,6 +23,7 @@ from paging_model import (
     X_VALUE,
     A,
     D,
+    G,
     Model,
     N,
     R,
@@ -84,13 +85,19 @@ ASIDS = SPACES + 3
 FENCE = CODE + 0x100
 
 
+OWN = MASK64 & -1 << 38  # in the upper half: 16 pages that each root has for itself
+KERNEL = OWN + (1 << 30)  # and 16 that are global
+GLOBAL_TABLES = TABLES + 16 * PAGE
+
+
 class Mapped:
-    """Three levels over a few addresses: pages, a 64 KiB page, and superpages of two sizes."""
+    """Three levels over a few addresses: pages, a 64 KiB page, superpages of two sizes, and pages of the upper half."""
 
     def __init__(self, bare: Bare, source: random.Random) -> None:
         self.bare, self.source = bare, source
         # Without large pages a fence of an address flushes that page alone.
         self.large = source.random() < 0.5
+        self.above = source.random() < 0.5  # whether what leads to the global pages says so, or their leaves do
         self.favourite = 0  # the page that is used and changed most, so that it is known when it changes
         self.model = Model(bare, menvcfg=source.choice((0, ADUE)) | PBMTE)
         self.roots = [TABLES, TABLES + 8 * PAGE]
@@ -103,12 +110,28 @@ class Mapped:
             bare.put_word(root + PAGE + 8 * 3, (TARGETS >> 12) << 10 | V | R | W | X | A | D)  # 2 MiB
             for page in range(32):
                 self.new_pte(root, page)
+            self.put_upper(root)
         self.model.satp = 8 << 60 | self.roots[0] >> 12
         self.model.install(bare.h)
         bare.put(CODE, i("ld", rd=X_VALUE, rs1=X_ADDRESS), i("ebreak"))
         bare.put(CODE + 0x40, i("sd", rs1=X_ADDRESS, rs2=X_VALUE), i("ebreak"))
         bare.put(CODE + 0x80, i("amoadd.d", rd=12, rs1=X_ADDRESS, rs2=X_VALUE), i("ebreak"))
         bare.forget_code()
+
+    def put_upper(self, root: int) -> None:
+        own = root + 4 * PAGE
+        for at, to in ((root + 8 * 256, own), (own, own + PAGE), (GLOBAL_TABLES, GLOBAL_TABLES + PAGE)):
+            self.bare.put_word(at, to >> 12 << 10 | V)
+        self.bare.put_word(root + 8 * 257, GLOBAL_TABLES >> 12 << 10 | V | (G if self.above else 0))
+        for page in range(16):
+            self.new_upper(own + PAGE, page)
+            self.new_upper(GLOBAL_TABLES + PAGE, page)
+
+    def new_upper(self, table: int, page: int) -> None:
+        pte = leaf_of(self.source, TARGETS + self.source.randrange(48) * PAGE, 0) & ~(N | G)
+        if table == GLOBAL_TABLES + PAGE and (not self.above or self.source.random() < 0.3):
+            pte |= G
+        self.bare.put_word(table + 8 * page, pte)
 
     def new_pte(self, root: int, page: int) -> None:
         pte = leaf_of(self.source, TARGETS + self.source.randrange(48) * PAGE, 0)
@@ -121,6 +144,8 @@ class Mapped:
         offset = self.source.randrange(0, PAGE, 8)
         if self.source.random() < 0.3:
             return address_of_page(self.favourite) + offset
+        if self.source.random() < 0.4:
+            return self.source.choice((OWN, KERNEL)) + self.source.randrange(16) * PAGE + offset
         if not self.large:
             dice = 1.0
         if dice < 0.25:
@@ -133,6 +158,10 @@ class Mapped:
         """Another leaf somewhere; gives an address that it translates."""
         root = self.roots[self.model.satp & (1 << 44) - 1 != self.roots[0] >> 12]
         dice = self.source.random()
+        if self.source.random() < 0.4:
+            page, base = self.source.randrange(16), self.source.choice((OWN, KERNEL))
+            self.new_upper((root + 4 * PAGE if base == OWN else GLOBAL_TABLES) + PAGE, page)
+            return base + page * PAGE
         if dice < 0.6:
             if self.source.random() < 0.3:
                 self.favourite = self.source.randrange(32)
@@ -180,8 +209,8 @@ class Mapped:
         write_satp(self.bare.h, self.model.satp)
 
     def fence(self, va: int) -> None:
-        """For all address spaces that have the root in use, of the address or of all."""
-        of_all, every = self.source.random() < 0.3, self.source.random() < 0.5
+        """For all address spaces that have the root in use, or that have it globally, of the address or of all."""
+        of_all, every = self.source.random() < 0.3, self.source.random() < 0.5 or va >= KERNEL
         ours = self.model.satp >> ASID_SHIFT & 1
         for asid in [None] if every else [asid for asid in range(ASIDS) if asid % 2 == ours]:
             self.bare.h.x[X_ADDRESS], self.bare.h.x[X_VALUE] = va, asid or 0

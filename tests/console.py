@@ -22,6 +22,9 @@ from smp.options import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "smp")
+# Seconds that a guest has for all it does, and a machine for an answer: what takes so long hangs, at any load.
+TIMEOUT = float(os.environ.get("HARTBEAT_GUEST_TIMEOUT", "600"))
+PATIENCE = 240.0
 
 
 class Console:
@@ -96,7 +99,7 @@ class Console:
                 self.error_reader = -1
         return self.open or self.error_reader >= 0
 
-    def expect(self, pattern: str, seconds: float = 60) -> re.Match[bytes]:
+    def expect(self, pattern: str, seconds: float = PATIENCE) -> re.Match[bytes]:
         """Wait until the console says the pattern (bytes of a regular expression) after the last one expected."""
         deadline = time.monotonic() + seconds
         while True:
@@ -109,7 +112,7 @@ class Console:
             if not self.open and self.process.poll() is not None:
                 raise AssertionError(f"ended with {self.process.returncode} before {pattern!r}")
 
-    def send(self, data: str | bytes, seconds: float = 60) -> None:
+    def send(self, data: str | bytes, seconds: float = PATIENCE) -> None:
         """Type, reading what comes back meanwhile so that neither side waits for the other."""
         rest = data.encode() if isinstance(data, str) else data
         deadline = time.monotonic() + seconds
@@ -125,7 +128,7 @@ class Console:
         os.close(self.writer)
         self.writer = -1
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         """Exit status of the supervisor, once it has ended; -N when signal N killed it."""
         deadline = time.monotonic() + seconds
         while self.process.poll() is None:
@@ -141,7 +144,7 @@ class Console:
         """Whether there is an optimizer."""
         return parse(list(self.options)).engine == "jit"
 
-    def processes(self, harts: int, seconds: float = 60) -> list[psutil.Process]:
+    def processes(self, harts: int, seconds: float = PATIENCE) -> list[psutil.Process]:
         """The I/O process, the harts, and the optimizer, if there is one, in this order, as soon as all are there.
 
         That is the order in which they were forked: a number below the supervisor's came after the largest one.

@@ -7,7 +7,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 60.0
+from console import PATIENCE
 
 
 class Refused(Exception):

@@ -283,7 +283,7 @@ def test_a_missing_compiler_is_one_line_and_status_2(tmp_path: Path) -> None:
     (tmp_path / "python3").symlink_to(sys.executable)
     environment = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "bench")], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, str(ROOT / "scripts" / "bench")], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.stderr.splitlines() == [
         "bench: riscv64-linux-gnu-gcc: not found; install it first (Debian package gcc-riscv64-linux-gnu)"
@@ -310,7 +310,7 @@ def test_the_fetched_qemu_runs_with_its_own_libraries_and_firmware(tmp_path: Pat
         (root / name).write_text(text)
         (root / name).chmod(0o755)
     qemu.keep(root, kept)
-    done = subprocess.run([str(kept / qemu.NAME), "-M", "a b"], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([str(kept / qemu.NAME), "-M", "a b"], capture_output=True, text=True, check=True, timeout=240)
     assert done.stdout.splitlines() == [
         *("--inhibit-cache", "--library-path", str(kept / qemu.LIBRARIES)),
         *(str(kept / "usr/bin" / qemu.NAME), "-M", "a b"),
@@ -427,7 +427,7 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_quick(binary: Path, *words: str) -> dict[str, int]:
     """Checksums; words with = say where things are."""
     found: dict[str, Result] = {}
-    done = subprocess.run([str(binary), "quick", *words], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([str(binary), "quick", *words], capture_output=True, text=True, timeout=240)
     names = [word for word in words if "=" not in word]
     machine.collect(Kind("native"), iter(done.stdout.splitlines()), names, [done.stderr], found)
     return {name: int(result.checksum, 16) for name, result in found.items()}

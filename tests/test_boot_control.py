@@ -25,7 +25,7 @@ def ask(console: Console, command: str) -> str:
     return match[1].decode().replace("\r", "")
 
 
-def wait(until: Callable[[], object], seconds: float = 60) -> None:
+def wait(until: Callable[[], object], seconds: float = TIMEOUT) -> None:
     deadline = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < deadline, "it does not come about"

@@ -17,7 +17,7 @@ from struct import unpack_from
 
 import psutil
 import pytest
-from console import COMMAND, Console
+from console import COMMAND, TIMEOUT, Console
 from test_vhost_image import kill_daemon_of, needs_daemon
 from test_vhost_user import backend_process
 
@@ -27,7 +27,6 @@ from smp.initramfs import overlay
 pytestmark = pytest.mark.boot
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT = float(os.environ.get("HARTBEAT_GUEST_TIMEOUT", "240"))
 SEED = int(os.environ.get("HARTBEAT_SEED", "1"))
 SIZE, DISK_BYTES, ROOM = 4096, 8 << 20, "600k"
 MAGIC = 0x656C_6261_7275_6421
@@ -68,7 +67,7 @@ SMALL += 'cp --sparse=always "$place/full" "$place.full"; exit $status'
 def program(folder: Path) -> bytes:
     """The writer."""
     words = ["riscv64-linux-gnu-gcc", "-O2", "-static", "-pthread", "-Wall", "-o", folder / "durable"]
-    built = subprocess.run([*words, ROOT / "tests/linux/durable.c"], capture_output=True, text=True, timeout=60)
+    built = subprocess.run([*words, ROOT / "tests/linux/durable.c"], capture_output=True, text=True, timeout=240)
     if built.returncode:
         pytest.skip("no C library for riscv64 here")
     return (folder / "durable").read_bytes()

@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+from console import TIMEOUT
 
 from smp.guest import default_guest
 
 pytestmark = pytest.mark.boot
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT = float(os.environ.get("HARTBEAT_GUEST_TIMEOUT", "240"))
 FILES = 150
 
 
@@ -61,7 +61,7 @@ def test_it_ends_when_nobody_reads_its_output() -> None:
 
 
 def test_a_guest_that_panics_says_so() -> None:
-    status, out, err = run("echo begun; sleep 1; echo c >/proc/sysrq-trigger; sleep 60", "-smp", "2")
+    status, out, err = run("echo begun; sleep 5; echo c >/proc/sysrq-trigger; sleep 60", "-smp", "2")
     assert status == 1 and out == b"begun\n"
     assert b"Kernel panic" in err and err.endswith(b"hartbeat: --run: the guest ended before the command did\n")
 
@@ -189,7 +189,7 @@ def test_a_readonly_folder_is_read_and_nothing_else(tmp_path: Path) -> None:
 def test_calls_of_a_program_that_runs_from_the_folder(tmp_path: Path) -> None:
     """A static program, which Linux maps from the share, and what no tool of busybox does there."""
     words = ["riscv64-linux-gnu-gcc", "-O1", "-static", "-Wall", "-o", tmp_path / "calls", ROOT / "tests/linux/calls.c"]
-    built = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    built = subprocess.run(words, capture_output=True, text=True, timeout=240)
     if built.returncode:
         pytest.skip("no C library for riscv64 here")
     status, out, err = run("./calls one two", "--share", str(tmp_path), "-smp", "2")

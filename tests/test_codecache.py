@@ -1,6 +1,5 @@
 """The translator's code cache: what is in its table, and that it is emptied when it is full, on whole machines too."""
 
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from bare import RAM_BASE, Bare, bare_machine, i
+from console import TIMEOUT
 from test_guest_programs import build
 
 from mem.regions import CODE_TABLE
@@ -59,7 +59,7 @@ def test_a_machine_with_a_tiny_cache_computes_the_same(harts: int) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=float(os.environ.get("HARTBEAT_GUEST_TIMEOUT", "120")),
+        timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     emptied = re.search(r"emptied (\d+) times", done.stderr)

@@ -324,7 +324,7 @@ def test_two_monitors_by_other_options(guest: Assemble, place: Path) -> None:
 def test_a_monitor_on_standard_input_and_output(guest: Assemble) -> None:
     words = [*COMMAND, "-m", "64M", "-bios", "none", "-kernel", guest(IDLE), "-serial", "none", "-qmp", "stdio"]
     lines = b'{"execute": "qmp_capabilities"}{"execute": "query-status", "id": 1}{"execute": "quit", "id": 2}'
-    done = subprocess.run(words, input=lines, capture_output=True, timeout=60)
+    done = subprocess.run(words, input=lines, capture_output=True, timeout=240)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0 and not done.stderr
     assert [answer.get("id") for answer in answers[1:4]] == [None, 1, 2] and answers[4]["event"] == "SHUTDOWN"

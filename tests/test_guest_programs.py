@@ -17,12 +17,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from console import TIMEOUT
 
 pytestmark = pytest.mark.conformance
 
 HERE = Path(__file__).resolve().parent
 UNDER_QEMU = os.environ.get("HARTBEAT_UNDER_TEST") == "qemu"
-TIMEOUT = float(os.environ.get("HARTBEAT_GUEST_TIMEOUT", "120"))
 EXIT_SKIP = 77
 MANY = (2, 4, 8)
 

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from console import Console
+from console import TIMEOUT, Console
 
 from smp import engine, options, qemu_options
 from smp.config import MachineConfig
@@ -237,7 +237,7 @@ def test_linux_as_kunit_starts_it(guest: Guest, tmp_path: Path) -> None:
     line = KUNIT.format(kernel=guest.kernel).replace(OPENSBI, f"{tmp_path}/{OPENSBI}")
     append = "console=ttyS0 earlycon panic=-1 reboot=t rdinit=/none root=/none"
     with Console(*line.split(), "-append", append) as console:
-        assert console.wait(240) == 0
+        assert console.wait(TIMEOUT) == 0
         assert "OpenSBI" in console.text() and "Kernel panic" in console.text()
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from console import TIMEOUT
 from fake_driver import Rig
 from test_vhost_user import ram, request, reset_queue, wait
 
@@ -21,7 +22,6 @@ from virtio.queue import Ram
 
 __all__ = ["ram"]
 ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT = float(os.environ.get("HARTBEAT_GUEST_TIMEOUT", "240"))
 DEVICE = DeviceConfig("virtio-blk-device", (("num-queues", "2"),))
 needs_daemon = pytest.mark.skipif(
     not (shutil.which("qemu-storage-daemon") and shutil.which("qemu-img")), reason="no qemu-storage-daemon here"

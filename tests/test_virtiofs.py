@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from console import TIMEOUT
 from test_vhost_user import parsed, wait
 
 from smp import vhost_setup
@@ -14,7 +15,6 @@ from smp.config_check import check
 from smp.cpu import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT = float(os.environ.get("HARTBEAT_GUEST_TIMEOUT", "240"))
 DEVICE = DeviceConfig("vhost-user-fs-device", (("fsdev", "f"), ("tag", "files")))
 needs_virtiofsd = pytest.mark.skipif(vhost_setup.find_virtiofsd() is None, reason="no virtiofsd here")
 

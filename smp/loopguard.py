@@ -13,6 +13,7 @@ from mem.regions import CODE_TABLE
 from mem.tlb import NO_FAULT, PAGE_MASK
 from smp.codecache import CodePage, CodeTable, check_page, copy_of, page_record, version_of
 from smp.hart import Hart
+from smp.hot import count_anew
 from smp.spaces import code_bank, note_jump
 from smp.translated import GO_ON, physical_pc
 
@@ -74,19 +75,34 @@ def current_version(h: Hart, page: int) -> int:
     return version
 
 
+THERE, ELSEWHERE, CHANGED = range(3)
+
+
 @native
-def is_there(h: Hart, at: int) -> int:
+def find_out(h: Hart, at: int) -> int:
     """Whether this hart sees a page where the loop has it, and as it was."""
     page = LoopPage.at(at)
     h.pc = page.key & PAGE_MASK
     if physical_pc(h) != page.physical:
-        return 0
-    return current_version(h, page.physical) == page.version
+        return ELSEWHERE
+    version = current_version(h, page.physical)
+    if version == page.version:
+        return THERE
+    return CHANGED if version else ELSEWHERE
+
+
+@native
+def ask_anew(loop: LoopPages, pc: int) -> None:
+    """A page of the loop has changed: let the optimizer be asked for the loop that is at this entry now."""
+    for n in range(loop.count):
+        page = loop.page[n]
+        if page.key & PAGE_MASK == pc & PAGE_MASK:
+            count_anew(page.physical | pc & 0xFFF, pc, page.version)
 
 
 @native
 def admit(h: Hart, pages: int, pc: int, info: int) -> int:
-    """Look at all pages of a loop, and note it in the jump cache if they are there.
+    """Look at all pages of a loop that is entered at `pc`, and note it in the jump cache if they are there.
 
     A page that is not mapped is no fault of the guest's: its instruction there has not been fetched.
     """
@@ -94,7 +110,10 @@ def admit(h: Hart, pages: int, pc: int, info: int) -> int:
     kept = h.pc
     good = 1
     for n in range(loop.count):
-        good = good and is_there(h, ref(loop.page[n]))
+        found = find_out(h, ref(loop.page[n])) if good else THERE
+        good = good and found == THERE
+        if found == CHANGED:
+            ask_anew(loop, pc)
     if good:
         for n in range(loop.count):
             note_jump(h, code_bank(h, h.privilege), loop.page[n].key, loop.function)

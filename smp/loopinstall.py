@@ -30,6 +30,7 @@ from smp.x86 import (
     PINNED,
     RAX,
     RCX,
+    RDX,
     aim,
     align_jump,
     byte,
@@ -102,6 +103,7 @@ def ask_or_stay(pages: int, ppc: int, vpc: int, version: int) -> int:
     Behind a jump to it, which is aimed later, at what enters the loop; gives the end of that jump.
     """
     load_constant(RAX, pages)
+    load_constant(RDX, vpc)
     call_piece(cursor().call_admit)
     op_mem(1, 0x83, 7, HART, ADMITTED)
     byte(0)

@@ -4,11 +4,13 @@ import ctypes
 import functools
 import os
 import time
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from llvmlite import binding as llvm
 
 from mem.regions import HOT
+from smp.codecache import CodePage, page_record
 from smp.hart import JUMP_ENTRIES
 from smp.hot import HotBlock, HotBlocks, take_request
 from smp.loopcode import HostCode, LoopCode, compile_loop, is_known
@@ -30,6 +32,8 @@ from smp.translate import BLOCK_ROOM
 from smp.x86 import aim
 from virtio.sandbox import close_all
 
+SHARE = 20  # of the time, for loops that are compiled again
+
 
 def run_optimizer(supervisor: int, fd: int, surplus: set[int]) -> NoReturn:
     """The main function of the forked process: `fd` is the eventfd that requests come by.  Runs until it is killed."""
@@ -41,12 +45,38 @@ def run_optimizer(supervisor: int, fd: int, surplus: set[int]) -> NoReturn:
         optimizer.take_requests()
 
 
-class Optimizer:
-    """Compiles what is asked for."""
+@dataclass(frozen=True)
+class Made:
+    """A loop in the cache: its instructions outside of calls (ppc, version, vpc), and its pages with their versions."""
 
-    def __init__(self) -> None:
-        self.target = position_independent_target()
-        self.done: set[tuple[int, int, int]] = set()  # all instructions of the loops made: ppc, version, vpc
+    instructions: frozenset[tuple[int, int, int]]
+    pages: frozenset[tuple[int, int]]
+
+    def is_current(self) -> bool:
+        """Whether all pages have these versions still; none has when the cache was emptied."""
+        return all(version_now(page) == version for page, version in self.pages)
+
+
+@dataclass
+class Spent:
+    """What was done for one place of code."""
+
+    began: int  # ns, when the first was asked for
+    compile_ns: int = 0
+    loops: int = 0
+
+
+class Optimizer:
+    """Compiles what is asked for.
+
+    A loop is compiled again when a page of it has changed.  As code may change for ever, what that takes is limited to
+    one part in `share` of the time.
+    """
+
+    def __init__(self, share: int = SHARE) -> None:
+        self.target, self.share = position_independent_target(), share
+        self.made: list[Made] = []
+        self.spent: dict[tuple[int, int], Spent] = {}  # by ppc and vpc of the instructions
         self.keys = 0  # of loops of several pages: where the next one's are looked for
 
     def take_requests(self) -> None:
@@ -54,9 +84,22 @@ class Optimizer:
         while take_request(ctypes.addressof(request)):
             wanted = request.ppc, request.version, request.vpc
             began = time.monotonic_ns()
-            if wanted not in self.done:
-                hot.loops += self.optimize(*wanted, request.satp)
+            spent = self.spent.setdefault((request.ppc, request.vpc), Spent(began))
+            if not self.has(wanted) and self.may_have(spent, began):
+                made = self.optimize(*wanted, request.satp)
+                hot.loops += made
+                hot.again += made and spent.loops > 0
+                spent.loops += made
+                spent.compile_ns += time.monotonic_ns() - began
             hot.compile_ns += time.monotonic_ns() - began
+
+    def has(self, wanted: tuple[int, int, int]) -> bool:
+        """Whether this instruction's loop is in the cache as it should be."""
+        return any(wanted in made.instructions and made.is_current() for made in self.made)
+
+    def may_have(self, spent: Spent, now: int) -> bool:
+        """Whether this place has not had more than its share of the time."""
+        return spent.compile_ns * self.share <= now - spent.began
 
     def optimize(self, ppc: int, version: int, vpc: int, satp: int) -> bool:
         """Compile and install the loop that holds this pc; whether there was one."""
@@ -72,7 +115,14 @@ class Optimizer:
         if not code or not install(code, starts, program, self.pages(program, blocks)):
             return False
         own = [block for block in blocks.values() if not block.place.calls]
-        self.done |= {(*program.address(i.pc), i.pc) for block in own for i in block.instructions}
+        instructions = frozenset((*program.address(i.pc), i.pc) for block in own for i in block.instructions)
+        bases = {i.pc & -PAGE for block in blocks.values() for i in block.instructions}
+        # Old ones are never asked for again.
+        self.made = [made for made in self.made if made.is_current()]
+        self.made.append(Made(instructions, frozenset(program.address(base) for base in bases)))
+        spent = self.spent.setdefault((ppc, vpc), Spent(time.monotonic_ns()))
+        for address, _, pc in instructions:
+            self.spent.setdefault((address, pc), spent)
         return True
 
     def pages(self, program: Program, blocks: Blocks) -> Any:
@@ -94,6 +144,12 @@ class Optimizer:
             page = program.pages[base]
             place.physical, place.version = page.physical, page.version
         return record
+
+
+def version_now(page: int) -> int:
+    """The version of a page of code; 0 when none is known."""
+    record = page_record(page)
+    return CodePage.at(record).version if record else 0
 
 
 def install(code: HostCode, starts: list[int], program: Program, record: Any) -> bool:

@@ -45,7 +45,7 @@ def cache_line() -> str:
 def loops_line() -> str:
     """What the optimizer has made."""
     hot = HotBlocks.at(HOT)
-    return f"  optimizer: {hot.loops} loops optimized in {hot.compile_ns / 1e6:.1f} ms"
+    return f"  optimizer: {hot.loops} loops optimized in {hot.compile_ns / 1e6:.1f} ms, {hot.again} of them again"
 
 
 def exits(h: Hart) -> str:

@@ -46,13 +46,13 @@ def test_the_translators_counters_count(bare: Bare) -> None:
 def test_the_lines_have_them(bare: Bare, capsys: pytest.CaptureFixture[str]) -> None:
     loop(bare)
     hot = HotBlocks.at(HOT)
-    hot.loops, hot.compile_ns = 2, 12_345_678
+    hot.loops, hot.again, hot.compile_ns = 2, 1, 12_345_678
     print_stats(bare.config, 1.0)
     _, cache, loops, hart = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
         r"  translated: 2 blocks of 6 instructions, \d+ bytes, \d+\.\d ms, \d+ ns an instruction", cache
     )
-    assert loops == "  optimizer: 2 loops optimized in 12.3 ms"
+    assert loops == "  optimizer: 2 loops optimized in 12.3 ms, 1 of them again"
     assert " 1 TLB misses, 0 second-level hits, 0 walks, " in hart
     assert hart.endswith(f", {bare.h.chain_misses} chain misses, 1 slow accesses, {ROUNDS + 1} steps")
 

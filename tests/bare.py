@@ -22,6 +22,7 @@ from smp.config import MachineConfig
 from smp.cpu import CpuConfig, parse_cpu
 from smp.hart import FS, Hart, hart_record
 from smp.interpreter import run_quantum
+from smp.looppages import page_of
 from smp.row import ROWS
 from smp.spaces import flush_translations
 from smp.translate import prepare_cache
@@ -175,6 +176,7 @@ def bare_machine(
             regions.open_code_cache(opened, config.tb_size)
             prepare_cache(config.tb_size)
         map_fixed(regions.DECODED, DECODED_BYTES)
+        page_of.cache_clear()  # versions begin anew
         yield Bare(opened, config)
     finally:
         unmap(regions.DECODED, DECODED_BYTES)

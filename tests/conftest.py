@@ -6,12 +6,18 @@ from pathlib import Path
 import pytest
 from bare import Bare, bare_machine
 from fake_driver import machine_memory
+from hypothesis import HealthCheck, settings
 from vsock_driver import Guest, Peers, set_up
 
 from smp.boot import check_engine
 from smp.config import MachineConfig
 from smp.cpu import ConfigError
 from virtio.queue import Ram
+
+# How long an example takes, or its making, is up to the host; and no test minds a fixture that its examples share.
+UNTIMED = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
+settings.register_profile("untimed", settings.default, deadline=None, suppress_health_check=UNTIMED)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def test_decode_undoes_encode(root, reserved):
 
 
 @needs_dtc
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(roots, reservations)
 def test_dtc_reads_the_same_tree_and_writes_one_that_we_read(root, reserved):
     # Not through source: dtc prints NUL as \\0 even before a digit, and then reads another character.

@@ -255,7 +255,7 @@ def test_native_agrees_on_every_pair_of_specials(op: Operation, compiled: Any) -
         assert compiled("test." + op.name, rm, *case) == defined(op, rm, *case), shown(op.operand, case)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_native_agrees_on_operands_that_shrink(compiled: Any, data: Any) -> None:
     op = data.draw(st.sampled_from(list(OPERATIONS.values())))

@@ -172,7 +172,6 @@ def test_no_more_than_ram_is_unpacked(save, monkeypatch):
 WHOLE = elf(symbols=True)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(16, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=5))
 def test_a_damaged_elf_loads_or_is_refused(tmp_path_factory, changes):
     data = bytearray(WHOLE)

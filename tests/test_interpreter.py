@@ -25,7 +25,7 @@ def fresh(bare: Bare) -> None:
     bare.reset()
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(seed=st.integers(0, 1 << 48), privilege=st.sampled_from((USER, MACHINE)), quantum=st.sampled_from((1, 7, 1000)))
 def test_random_programs_do_what_is_defined(bare: Bare, seed: int, privilege: int, quantum: int) -> None:
     source = random.Random(seed)

@@ -291,7 +291,7 @@ def random_body(source: random.Random, count: int) -> list[Instruction]:
     return body
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 1 << 48))
 def test_random_groups_do_what_the_interpreter_does(translating: Bare, seed: int) -> None:
     source = random.Random(seed)

@@ -45,7 +45,7 @@ def fresh(bare: Bare) -> None:
     fill(bare)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(seed=st.integers(0, 1 << 48))
 def test_walks_end_where_the_manual_says(bare: Bare, seed: int) -> None:
     source = random.Random(seed)
@@ -84,7 +84,7 @@ def test_page_table_bits_of_an_extension_that_is_off_are_reserved(bare: Bare, ex
     assert native_outcome(bare.h, lambda: read_slow(bare.h.mmu, 0, 8)) == (13, 0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 1 << 48))
 def test_accesses_across_two_pages(bare: Bare, seed: int) -> None:
     """Two pages that lie apart, either of which may fault: its part is named, and nothing is stored."""
@@ -106,7 +106,7 @@ def test_accesses_across_two_pages(bare: Bare, seed: int) -> None:
                   lambda: write_slow(mmu, va, size, value) and 0)  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(seed=st.integers(0, 1 << 48))
 def test_pmp_decides_by_its_lowest_match(bare: Bare, seed: int) -> None:
     source = random.Random(seed)

@@ -38,7 +38,6 @@ def checksum(data: bytes) -> int:
     return total
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=700), st.integers(0, 9), st.integers(1, 120))
 def test_a_sum_is_that_of_the_words(data: bytes, start: int, times: int) -> None:
     for large in (data * times, b"\xff" * len(data) * times):
@@ -124,7 +123,7 @@ def test_a_checksum_is_filled_in(v6: bool, udp: bool, vlan: bool, payload: bytes
     st.integers(50, 1500),
     st.sampled_from([b"", b"\1" * 12]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_large_frame_is_cut(v6: bool, udp: bool, vlan: bool, payload: bytes, size: int, options: bytes) -> None:
     data, start, offset = packet(v6, udp, payload, ACK | PSH | FIN | CWR, vlan, b"" if udp else options)
     kind = GSO_UDP_L4 if udp else (GSO_TCPV6 if v6 else GSO_TCPV4) | GSO_ECN

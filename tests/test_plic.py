@@ -173,7 +173,7 @@ def take(step: tuple, model: Model) -> None:
             model.complete(context, source)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(contexts, st.integers(0, 2), st.integers(0, 2**32 - 1)), max_size=6),
     st.lists(steps, min_size=20, max_size=80),

@@ -221,7 +221,7 @@ class Mapped:
             assert self.bare.run(FENCE).cause == BREAKPOINT
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1 << 48))
 def test_the_tlb_answers_as_the_walk(bare: Bare, seed: int) -> None:
     source = random.Random(seed)

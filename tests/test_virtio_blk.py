@@ -8,7 +8,7 @@ from struct import pack, unpack_from
 
 import pytest
 from fake_driver import ALL, Rig
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mem.window import Register
@@ -229,7 +229,7 @@ def test_a_host_that_is_full(ram: Ram, tmp_path: Path, monkeypatch: pytest.Monke
         st.tuples(st.sampled_from("rwz"), st.integers(0, SECTORS - 1), st.integers(1, 20)), min_size=1, max_size=30
     )
 )
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 def test_an_overlay_reads_what_was_written_and_leaves_the_file(
     tmp_path: Path, operations: list[tuple[str, int, int]]
 ) -> None:

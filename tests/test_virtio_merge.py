@@ -112,7 +112,7 @@ frames = st.integers(0, 150)
     small=st.booleans(),
     steps=st.lists(offers | offers | frames, max_size=50),
 )
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_frames_fill_buffers_as_requests_would(
     ram: Ram, kind: Any, power: int, event_index: bool, in_order: bool, is_merging: bool, small: bool, steps: list[Any]
 ) -> None:

@@ -4,7 +4,7 @@ from struct import pack, unpack
 
 import pytest
 from fake_driver import ALL, DATA, FEATURES_OK, Rig, Ring
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire import EVERYBODY, GROUP, MAC, OTHER, PLAIN, RX, TX, begin, card, frame, offer, receive, transmit, turn
 
@@ -457,7 +457,7 @@ def test_a_short_or_an_endless_command_is_refused(ram: Ram) -> None:
 
 
 @given(st.binary(max_size=2), st.binary(max_size=40), st.integers(0, 3))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 def test_any_command_is_answered(ram: Ram, head: bytes, data: bytes, room: int) -> None:
     with card(ram) as (rig, wire):
         rig.rings[CONTROL].add(head, data, room)
@@ -470,7 +470,7 @@ def test_any_command_is_answered(ram: Ram, head: bytes, data: bytes, room: int) 
 
 
 @given(st.binary(max_size=12), st.binary(max_size=120), st.integers(0, 60))
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250)
 def test_any_header_and_frame_is_given_back(ram: Ram, header: bytes, data: bytes, cut: int) -> None:
     with card(ram) as (rig, wire):
         whole = header + data

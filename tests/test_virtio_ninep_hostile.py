@@ -10,7 +10,7 @@ from pathlib import Path
 from struct import pack, unpack_from
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ninep_client import NO_FID, O_RDWR, ROOT, Client, NinepError, client, open_handles, refused, s
 
@@ -21,7 +21,7 @@ from virtio.queue import Ram
 
 __all__ = ["client"]
 
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=150)
 
 
 @pytest.fixture

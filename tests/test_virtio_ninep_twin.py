@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ninep_client import ROOT, Client, NinepError
 
@@ -153,7 +153,7 @@ def tree(root: Path) -> dict[str, tuple[int, int, bytes]]:
     return found
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120)
 @given(st.lists(OPERATIONS, min_size=3, max_size=30))
 def test_messages_do_what_calls_do(ram: Ram, operations: list[tuple]) -> None:  # type: ignore[type-arg]
     with tempfile.TemporaryDirectory() as place:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fake_driver import AVAIL, INDIRECT, NEXT, RAM_BYTES, RINGS, USED, WRITE, PackedRing, Ring
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mem.memmap import RAM_BASE
@@ -200,7 +200,6 @@ def give_back(queue: Any, slots: int = 1) -> None:
 
 
 @given(start=st.integers(0, 0xFFFF), used=st.integers(1, 8), event=st.integers(0, 0xFFFF))
-@settings(deadline=None)
 def test_used_event_interrupts_exactly_when_it_is_passed(ram: Ram, start: int, used: int, event: int) -> None:
     """vring_need_event of the specification, against counting."""
     ring, queue, interrupts = pair(ram, event_index=True)
@@ -213,7 +212,6 @@ def test_used_event_interrupts_exactly_when_it_is_passed(ram: Ram, start: int, u
 
 
 @given(data=st.data(), size=st.integers(1, 9))
-@settings(deadline=None)
 def test_used_event_of_a_packed_ring_interrupts_exactly_when_it_is_passed(
     ram: Ram, data: st.DataObject, size: int
 ) -> None:
@@ -370,7 +368,7 @@ def test_indirect_needs_the_feature(ram: Ram) -> None:
     heads=st.lists(st.integers(0, 9), max_size=8),
     kind=st.sampled_from(KINDS),
 )
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400)
 def test_any_table_ends_in_requests_or_an_error(
     ram: Ram, table: list[tuple[int, ...]], heads: list[int], kind: type
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fake_driver import ACKNOWLEDGE_DRIVER, ALL, DATA, DRIVER_OK, FEATURES_OK, RINGS, PackedRing, Rig, Ring
 from forked_io import Hart, finish, fork_io, io_memory, process
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mem.machine import machine
@@ -200,7 +200,7 @@ WRITES = st.one_of(
 
 
 @given(writes=st.lists(WRITES, max_size=60), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 def test_no_register_writes_break_the_transport(ram: Ram, writes: list[tuple[int, int]], seed: int) -> None:
     rig = Rig(ram, Fickle())
     ram.view(RINGS, 0x1_0000)[:] = random.Random(seed).randbytes(0x1_0000)

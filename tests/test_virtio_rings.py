@@ -158,4 +158,4 @@ class Rings(RuleBasedStateMachine):
 
 
 TestRings = Rings.TestCase
-TestRings.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestRings.settings = settings(max_examples=150, stateful_step_count=60)

@@ -4,6 +4,7 @@ It looks at files and folders of the host; it writes and starts nothing.
 """
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -99,6 +100,11 @@ def _check_ram(config: MachineConfig) -> None:
             raise ConfigError(f"{option}={name}: no such object{hint} (add -object memory-backend-memfd,id={name})")
     if len(config.nodes) > 1:
         raise ConfigError(f"-numa {config.nodes[1]}: all harts and all RAM are one node; leave it out")
+    everyone = {f"0-{config.harts - 1}"} | ({"0"} if config.harts == 1 else set())
+    for text in config.nodes:
+        cpus = re.search("(?:^|,)cpus=([0-9-]+)", text)
+        if cpus and cpus[1] not in everyone:
+            raise ConfigError(f"-numa {text}: a node has all harts; give cpus=0-{config.harts - 1}, or leave it out")
     for backend in config.ram_backends:
         if backend.bytes != config.ram:
             raise ConfigError(f"-object {backend.text}: RAM has {config.ram >> 20}M; make size and -m the same")

@@ -3,6 +3,7 @@
 RAM is one shared memfd whatever they say; a command line that asks for that, as those for virtiofs do, gets it.
 """
 
+import re
 from typing import Any
 
 from smp.config import RamBackendConfig
@@ -26,8 +27,10 @@ def read_backend(text: str) -> dict[str, Any]:
 
 
 def read_numa(text: str) -> dict[str, Any]:
-    """One node, which has all there is."""
-    given = pairs("-numa", text, "type", ("type", "memdev", "nodeid"))
+    """One node, which has all there is; that its `cpus` are all harts is for who knows how many there are."""
+    given = pairs("-numa", text, "type", ("type", "memdev", "nodeid", "cpus"))
     one_of("-numa", given.get("type", ""), ("node",), "; all harts and all RAM are one node, use -numa node,memdev=ID")
     one_of("-numa nodeid=", given.get("nodeid", "0"), ("0",), "; there is one node, leave nodeid out")
+    if "cpus" in given and not re.fullmatch("[0-9]{1,4}(-[0-9]{1,4})?", given["cpus"]):
+        raise ConfigError(f"-numa {text}: cpus={given['cpus']} are no harts; write them like 0-3")
     return {"ram_users": (("-numa node,memdev", given["memdev"]),) if "memdev" in given else (), "nodes": (text,)}

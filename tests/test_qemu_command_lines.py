@@ -177,6 +177,13 @@ def test_the_memory_that_virtiofs_asks_for_is_there(kernel: Path) -> None:
     assert config.ram == 1 << 30 and [device.driver for device in config.devices] == ["vhost-user-fs-device"]
 
 
+@pytest.mark.parametrize(("harts", "cpus"), [(4, "0-3"), (1, "0"), (1, "0-0")])
+def test_a_numa_node_may_name_all_harts(harts: int, cpus: str, kernel: Path) -> None:
+    """As virtme-ng's --numa 1G,cpus=0-3 does."""
+    line = f"-smp {harts} -m 1G -object memory-backend-memfd,id=m,size=1G -numa node,memdev=m,cpus={cpus}"
+    check(parse(f"{line} -kernel {kernel}"))
+
+
 def test_global_is_a_property_of_every_device_that_does_not_give_it() -> None:
     line = "-device virtio-rng-device -device virtio-rng-pci,packed=off -global virtio-rng-device.packed=on"
     config = options.parse([*line.split(), "-global", "driver=virtio-rng-pci,property=in_order,value=on"])

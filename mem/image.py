@@ -199,10 +199,12 @@ def _load_segments(name: str, data: bytes, elf: Any) -> Iterator[Segment]:
 
 
 def _find_symbol(elf: Any, wanted: str) -> int | None:
-    """A kernel's symbol table is large and seldom has HTIF's name: look into its strings first."""
+    """A kernel's symbol table is large and seldom has HTIF's name: look into its strings first.
+
+    The name may be there as the end of a longer one, as `write_tohost`: linkers merge them.
+    """
     for section in elf.iter_sections("SHT_SYMTAB"):
-        names = b"\0" + elf.get_section(section["sh_link"]).data()
-        if b"\0" + wanted.encode() + b"\0" in names:
+        if wanted.encode() + b"\0" in elf.get_section(section["sh_link"]).data():
             found = [int(symbol["st_value"]) for symbol in section.iter_symbols() if symbol.name == wanted]
             if found:
                 return found[-1]

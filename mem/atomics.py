@@ -137,7 +137,7 @@ def memory_copy(to: Any, source: Any, count: Any) -> None:
 
 @macro
 def memory_compare(a: Any, b: Any, count: Any) -> V:
-    """0 when equal (only the lowest 32 bits count)."""
+    """0 when equal (only the lowest 32 bits count).  For memory that nobody else writes: see mem/pages.py."""
     return call_external("memcmp", a, b, count) & 0xFFFFFFFF
 
 

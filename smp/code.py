@@ -8,11 +8,12 @@ was changed and changed back in between.
 """
 
 from mem import regions
-from mem.atomics import load16, memory_compare, memory_copy, store64
+from mem.atomics import load16, memory_copy, store64
 from mem.layout import Layout, layout, u8, u32, u64
 from mem.machine import Machine
 from mem.mmu import access_fault, fault, is_ram, pmp_allows, translate
 from mem.native import emitted, native
+from mem.pages import pages_differ
 from mem.regions import HOST
 from mem.tlb import EXECUTE, NO_FAULT, PAGE_MASK, note_large, note_space
 from smp.hart import CODE_BANKS, DECODED_PAGES, FETCH_ENTRIES, Hart
@@ -105,7 +106,7 @@ def decoded_page(h: Hart, ppn: int) -> int:
         forget_base(h, base)
         reset_page(h, index, ppn)
     elif h.page_generation[index] != h.generation:
-        if memory_compare(COPIES + index * 4096, HOST + (ppn << 12), 4096):
+        if pages_differ(COPIES + index * 4096, HOST + (ppn << 12)):
             reset_page(h, index, ppn)
         h.page_generation[index] = h.generation
     return base

@@ -6,9 +6,10 @@ are made and entered into the table under one lock; looking one up takes none.  
 as a whole (smp/quiesce.py).
 """
 
-from mem.atomics import aload64, astore64, fetch_add64, memory_compare, memory_copy, memory_set
+from mem.atomics import aload64, astore64, fetch_add64, memory_copy, memory_set
 from mem.layout import Layout, layout, many, u32, u64
 from mem.native import native, ref
+from mem.pages import pages_differ
 from mem.regions import CODE, CODE_COPIES, CODE_COPIES_BYTES, CODE_TABLE, HOST
 from smp.code import Slot
 
@@ -213,7 +214,7 @@ def check_page(page: int, need: int) -> int:
     record = CodePage.at(at)
     if record.checked < need:
         epoch = aload64(ref(table().epoch))
-        if memory_compare(copy_of(at), HOST + page, 4096):
+        if pages_differ(copy_of(at), HOST + page):
             take_copy(at, page)
         else:
             astore64(ref(record.checked), epoch)

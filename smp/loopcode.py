@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
-from elftools.elf.elffile import ELFFile
 from llvmlite import binding as llvm
 from llvmlite import ir
 
@@ -403,6 +402,8 @@ def compile_loop(loop: LoopCode, machine: Any) -> HostCode | None:
 
 def host_code(file: bytes, exits: dict[str, Exit | None], rare: list[Exit]) -> HostCode | None:
     """The function in an object file, and the jumps out of it."""
+    from elftools.elf.elffile import ELFFile  # a ninth of the time in which a machine starts, which needs it elsewhere
+
     elf = ELFFile(BytesIO(file))
     sections: dict[str, Any] = {section.name: section for section in elf.iter_sections()}
     if any(name.startswith(".rodata") for name in sections):

@@ -1,5 +1,6 @@
 """Decoding: from an instruction word to a slot, driven by tables made from the rows."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,7 +74,7 @@ def _buckets() -> list[list[int]]:
 
 _BY_BUCKET = _buckets()
 _FLAT = [n for rows in _BY_BUCKET for n in rows]
-_STARTS = [sum(len(r) for r in _BY_BUCKET[:i]) for i in range(BUCKETS + 1)]
+_STARTS = list(itertools.accumulate((len(rows) for rows in _BY_BUCKET), initial=0))
 BUCKET_START = table("u16", _STARTS)
 BUCKET_ROWS = table("u16", _FLAT)
 MASK = table("u32", [r.mask for r in LIST])

@@ -145,9 +145,14 @@ def _parse(made: Row) -> None:
         made.fields[name] = Field(tuple(parts), signed, prime=name.endswith("'"))
 
 
+def _is_fixed(body: str) -> bool:
+    return not body.strip("01")
+
+
+@functools.cache
 def _token_width(token: str) -> int:
     body = token.split("!=")[0]
-    if re.fullmatch("[01]+", body):
+    if _is_fixed(body):
         return len(body)
     if body in WIDTHS:
         return WIDTHS[body]
@@ -164,7 +169,7 @@ def _ranges(body: str) -> list[tuple[int, int]]:
 
 def _place(made: Row, token: str, size: int, low: int, pieces: dict[str, list[tuple[int, int, int]]]) -> None:
     body, _, excluded = token.partition("!=")
-    if re.fullmatch("[01]+", body):
+    if _is_fixed(body):
         made.mask |= ((1 << size) - 1) << low
         made.match |= int(body, 2) << low
         return

@@ -149,9 +149,13 @@ def test_disks_entropy_and_console_of_virtio(guest: Guest, tmp_path: Path, rings
     assert (tmp_path / "hvc0").read_bytes().strip() == b"over hvc0"
 
 
+# Linux hears of ports and their names one after another, maybe while this runs already.
 PORTS = """
 cd /sys/class/virtio-ports
-for port in vport*; do echo "port $port $(cat $port/name)"; done
+for n in 1 2 3 4 5 6; do
+    until name=$(cat vport0p$n/name 2>/dev/null) && [ "$name" ]; do sleep 0.1; done
+    echo "port vport0p$n $name"
+done
 for n in 1 2 3 4 5 6; do echo "by port $n" >/dev/vport0p$n; done
 stty -F /dev/hvc0 raw -echo; echo "over hvc0" >/dev/hvc0; sleep 1
 """

@@ -214,7 +214,10 @@ def zboot(payload: bytes, method: bytes = b"gzip") -> bytes:
     return b"MZ\0\0zimg" + struct.pack("<II8x", 64, len(payload)) + method.ljust(40, b"\0") + payload + b"tail"
 
 
-@pytest.mark.parametrize("packed", [IMAGE, gzip.compress(IMAGE), zboot(gzip.compress(IMAGE))])
+PACKED = {"plain": IMAGE, "gzip": gzip.compress(IMAGE), "zboot": zboot(gzip.compress(IMAGE))}
+
+
+@pytest.mark.parametrize("packed", PACKED.values(), ids=PACKED)
 def test_an_image_is_found_however_it_is_packed(packed: bytes) -> None:
     assert guest.plain_image(packed) == IMAGE
 

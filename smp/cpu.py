@@ -59,6 +59,8 @@ EXT_SSTC = 1 << 54
 EXT_PMP = 1 << 55
 EXT_SV48 = 1 << 56
 EXT_SV57 = 1 << 57
+EXT_ZFH = 1 << 58
+EXT_ZBKX = 1 << 59
 
 CACHE_BLOCK = 64  # bytes that cbo.* work on: Zicbom, Zicbop, Zicboz
 
@@ -99,6 +101,7 @@ EXTENSIONS: tuple[Extension, ...] = (
     Extension("zalrsc",      0,               ("a",),           "LR/SC, a part of A"),
     Extension("zawrs",       EXT_ZAWRS,       ("a",),           "wait on a reservation set"),
     Extension("zfa",         EXT_ZFA,         ("f",),           "additional floating-point instructions"),
+    Extension("zfh",         EXT_ZFH,         ("zfhmin",),      "half-precision floating point"),
     Extension("zfhmin",      EXT_ZFHMIN,      ("f",),           "half-precision moves and conversions"),
     Extension("zca",         0,               ("c",),           "C without floating-point loads and stores"),
     Extension("zcb",         EXT_ZCB,         ("c",),           "more compressed instructions"),
@@ -108,6 +111,7 @@ EXTENSIONS: tuple[Extension, ...] = (
     Extension("zbb",         EXT_ZBB,         (),               "basic bit manipulation"),
     Extension("zbc",         EXT_ZBC,         (),               "carry-less multiplication"),
     Extension("zbkb",        EXT_ZBKB,        (),               "bit manipulation for cryptography"),
+    Extension("zbkx",        EXT_ZBKX,        (),               "crossbar permutations"),
     Extension("zbs",         EXT_ZBS,         (),               "single-bit instructions"),
     Extension("sstc",        EXT_SSTC,        ("zicntr",),      "supervisor timer, stimecmp"),
     Extension("svade",       EXT_SVADE,       (),               "page faults where A or D must be set"),

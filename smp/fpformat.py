@@ -1,4 +1,4 @@
-"""The floating-point formats of F, D and Zfhmin, rounding modes and exception flags, as plain numbers.
+"""The floating-point formats of F, D and Zfh, rounding modes and exception flags, as plain numbers.
 
 Both floating-point units take a `Format` as first argument; in natives its attributes are constants.
 """

@@ -2,7 +2,7 @@
 
 The oracle of the native unit.  Operands and results are bit patterns of their format, without NaN boxing.
 Every finite number of a format is a whole number of its least subnormal: `units` gives that number, and sums,
-products and quotients of units are exact.  Unprivileged manual, chapters F, D, Zfhmin, Zfa; IEEE 754-2019.
+products and quotients of units are exact.  Unprivileged manual, chapters F, D, Zfh, Zfa; IEEE 754-2019.
 """
 
 from math import isqrt

@@ -254,7 +254,7 @@ def test_cbo_zero_clears_its_block() -> None:
 
 QEMU = "qemu-system-riscv64"
 # What QEMU 7.2 has; newer ones have it too.
-NAMES = [*"imafdc", "zicsr", "zifencei", "zba", "zbb", "zbc", "zbs", "zbkb", "zfhmin"]
+NAMES = [*"imafdc", "zicsr", "zifencei", "zba", "zbb", "zbc", "zbs", "zbkb", "zbkx", "zfhmin", "zfh"]
 WITNESSED = sum(BY_NAME[name].bit for name in NAMES)
 RAM_SIZE = 64 << 20
 FINISHER = 0x100000
@@ -394,7 +394,7 @@ def qemu_cpu() -> str:
     """-cpu with the extensions that are off by themselves; names were capitalised before QEMU 8.2."""
     text = subprocess.run([QEMU, "--version"], capture_output=True, text=True).stdout
     version = tuple(int(part) for part in re.findall(r"version (\d+)\.(\d+)", text)[0])
-    return f"rv64,zbkb=on,{'zfhmin' if version >= (8, 2) else 'Zfhmin'}=on"
+    return f"rv64,zbkb=on,zbkx=on,{'zfh' if version >= (8, 2) else 'Zfh'}=on"
 
 
 def run_in_qemu(memory: bytes, folder: Path) -> bytes:

@@ -17,7 +17,7 @@ from smp.rows import find
 
 PREFIX = "riscv64-linux-gnu-"
 # What binutils 2.40 knows; newer ones know it too.
-MARCH = "rv64gc_zba_zbb_zbc_zbs_zbkb_zfhmin_zawrs_zicbom_zicboz_zicbop_zihintpause_svinval"
+MARCH = "rv64gc_zba_zbb_zbc_zbs_zbkb_zbkx_zfhmin_zfh_zawrs_zicbom_zicboz_zicbop_zihintpause_svinval"
 KNOWN = sum(BY_NAME[name].bit for name in [*"imafdc", "zicsr", "zifencei", *MARCH.split("_")[1:]])
 OWN_NAMES = ("c.nop",)  # c.addi zero,0 to objdump
 

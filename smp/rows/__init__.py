@@ -8,8 +8,8 @@ from smp.row import ROWS, Row
 # In this order: of two rows that accept a word (smp/overlap.py) the first is meant, and rows that others abbreviate
 # must exist before them.
 GROUPS = (
-    *("zihint", "rv64i", "privileged", "rv64m", "rv64a", "rv64fd", "zfa", "zfhmin"),
-    *("zba", "zbb", "zbc", "zbs", "zbkb", "zicond", "zicbo", "zawrs", "rvc", "zimop", "zcb"),
+    *("zihint", "rv64i", "privileged", "rv64m", "rv64a", "rv64fd", "zfhmin", "zfh", "zfa"),
+    *("zba", "zbb", "zbc", "zbs", "zbkb", "zbkx", "zicond", "zicbo", "zawrs", "rvc", "zimop", "zcb"),
 )
 
 for _group in GROUPS:

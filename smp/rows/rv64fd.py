@@ -5,13 +5,13 @@ rows without `fmt` see the register's 64 bits as they are.
 """
 
 from mem.word import sext32, zext32
-from smp.cpu import EXT_D, EXT_F
-from smp.fpformat import D, Format, S
+from smp.cpu import EXT_D, EXT_F, EXT_ZFH
+from smp.fpformat import D, Format, H, S
 from smp.row import Kind, row
 
-EXT = {S: EXT_F, D: EXT_D}
-CODE = {S: "00", D: "01"}  # the fmt field
-NAME = {S: "s", D: "d"}
+EXT = {S: EXT_F, D: EXT_D, H: EXT_ZFH}
+CODE = {S: "00", D: "01", H: "10"}  # the fmt field
+NAME = {S: "s", D: "d", H: "h"}
 
 row("flw", "imm[11:0] rs1 010 rd 0000111", "fd, imm(rs1)", Kind.FLOAD, lambda value: value | 0xFFFFFFFF << 32,
     ext=EXT_F, size=4)  # fmt: skip

@@ -1,10 +1,7 @@
-"""Zfa: additional floating point (unprivileged manual, chapter Zfa).
+"""Zfa: additional floating point (unprivileged manual, chapter Zfa)."""
 
-The half-precision rows need Zfh, which is absent.
-"""
-
-from smp.cpu import EXT_D, EXT_F, EXT_ZFA
-from smp.fpformat import D, Format, S
+from smp.cpu import EXT_D, EXT_F, EXT_ZFA, EXT_ZFH
+from smp.fpformat import D, Format, H, S
 from smp.row import Kind, row
 
 
@@ -27,6 +24,7 @@ def rows(fmt: Format, ext: int, code: str, letter: str) -> None:
 
 rows(S, EXT_F, "00", "s")
 rows(D, EXT_D, "01", "d")
+rows(H, EXT_ZFH, "10", "h")
 # Modulo 2**32 as JavaScript has it: always towards zero, so the rounding mode is fixed.
 row("fcvtmod.w.d", "110000101000 rs1 001 rd 1010011", "rd, fs1, rtz", Kind.FP, lambda fpu, fs1: fpu.cvtmod(fs1),
     ext=EXT_ZFA | EXT_D, fmt=D)  # fmt: skip

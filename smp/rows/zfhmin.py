@@ -2,8 +2,9 @@
 
 from mem.word import sext16, zext16
 from smp.cpu import EXT_D, EXT_ZFHMIN
-from smp.fpformat import D, Format, H, S
+from smp.fpformat import D, H, S
 from smp.row import Kind, row
+from smp.rows.rv64fd import convert
 
 row("flh", "imm[11:0] rs1 001 rd 0000111", "fd, imm(rs1)", Kind.FLOAD,
     lambda value: value | 0xFFFFFFFF_FFFF << 16, ext=EXT_ZFHMIN, size=2)  # fmt: skip
@@ -12,15 +13,7 @@ row("fmv.x.h", "111001000000 rs1 000 rd 1010011", "rd, fs1", Kind.FP, lambda fs1
 row("fmv.h.x", "111101000000 rs1 000 rd 1010011", "fd, rs1", Kind.FP, lambda rs1: zext16(rs1), ext=EXT_ZFHMIN,
     to=H)  # fmt: skip
 
-
-def convert(name: str, pattern: str, of: Format, to: Format, ext: int) -> None:
-    """From one format to another."""
-    shown = "exact" if to.bits > of.bits else "rm"
-    row(name, f"{pattern} rs1 rm rd 1010011", f"fd, fs1, {shown}", Kind.FP, lambda fpu, fs1: fpu.convert(of, to, fs1),
-        ext=ext, fmt=of, to=to, rounds=True)  # fmt: skip
-
-
-convert("fcvt.s.h", "010000000010", H, S, EXT_ZFHMIN)
-convert("fcvt.h.s", "010001000000", S, H, EXT_ZFHMIN)
-convert("fcvt.d.h", "010000100010", H, D, EXT_ZFHMIN | EXT_D)
-convert("fcvt.h.d", "010001000001", D, H, EXT_ZFHMIN | EXT_D)
+convert("fcvt.s.h", "010000000010 rs1 rm rd 1010011", H, S, EXT_ZFHMIN)
+convert("fcvt.h.s", "010001000000 rs1 rm rd 1010011", S, H, EXT_ZFHMIN)
+convert("fcvt.d.h", "010000100010 rs1 rm rd 1010011", H, D, EXT_ZFHMIN | EXT_D)
+convert("fcvt.h.d", "010001000001 rs1 rm rd 1010011", D, H, EXT_ZFHMIN | EXT_D)

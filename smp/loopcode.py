@@ -402,7 +402,7 @@ def compile_loop(loop: LoopCode, machine: Any) -> HostCode | None:
 
 def host_code(file: bytes, exits: dict[str, Exit | None], rare: list[Exit]) -> HostCode | None:
     """The function in an object file, and the jumps out of it."""
-    from elftools.elf.elffile import ELFFile  # a ninth of the time in which a machine starts, which needs it elsewhere
+    from elftools.elf.elffile import ELFFile  # a ninth of what a start would import, and only the optimizer needs it
 
     elf = ELFFile(BytesIO(file))
     sections: dict[str, Any] = {section.name: section for section in elf.iter_sections()}

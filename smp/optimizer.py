@@ -34,25 +34,24 @@ from smp.x86 import aim
 from virtio.sandbox import close_all
 
 SHARE = 20  # of the time, for loops that are compiled again
-COLLECT = 16  # loops after which garbage is collected
+GARBAGE = 100_000  # objects more than after the last collection, at which there is the next: some 16 loops
 
 
 def run_optimizer(supervisor: int, fd: int, surplus: set[int]) -> NoReturn:
     """The main function of the forked process: `fd` is the eventfd that requests come by.  Runs until it is killed.
 
-    A loop is tens of thousands of objects while it is compiled: the collector, left alone, takes a seventh of the time
+    A loop leaves thousands of objects when it is compiled: the collector, left alone, takes a seventh of the time
     in which a hart waits for it.
     """
     depend_on(supervisor)
     close_all(surplus)
     gc.disable()
-    optimizer, collected = Optimizer(), 0
+    optimizer = Optimizer()
     while True:
         os.read(fd, 8)
         optimizer.take_requests()
-        if HotBlocks.at(HOT).loops - collected >= COLLECT:
+        if gc.get_count()[0] > GARBAGE:  # counted while the collector is off, too
             gc.collect()
-            collected = HotBlocks.at(HOT).loops
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,7 @@ def wait_for(h: Hart, hart: int, ticket: int) -> None:
 
 @native
 def fence_i(h: Hart) -> None:
-    """Have every decoded page compared with memory before it runs again."""
-    h.generation += 1
+    """Have every page of code compared with memory before it runs again."""
     if Machine.at(MACHINE).jit:
         h.epoch = next_epoch()
     flush_decoded(h)

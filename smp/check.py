@@ -21,7 +21,7 @@ from mem.word import sext32
 from smp.code import STEP_END, Slot, fetch_page, handler_of
 from smp.csr import CSRS
 from smp.decode import LIST, NO_ROW, decode_into, find_row, length_of, put_operands, word_at
-from smp.hart import FETCH_ENTRIES, FS, Hart
+from smp.hart import CODE_ENTRIES, FS, Hart
 from smp.interpreter import run_quantum
 from smp.row import ROWS, Kind
 from smp.spaces import code_bank
@@ -117,7 +117,7 @@ def fetch(h: Hart, shadow: Hart) -> int:
     pc = shadow.pc
     privilege = shadow.privilege
     bank = h.code_banks[code_bank(h, privilege)]
-    entry = bank.entries[(pc >> 12) & (FETCH_ENTRIES - 1)]
+    entry = bank.entries[(pc >> 12) & (CODE_ENTRIES - 1)]
     page = entry.page
     if entry.tag != pc & PAGE_MASK:
         page = fetch_page(shadow, pc)

@@ -1,8 +1,8 @@
 """Decoded code: where the instructions of a physical page lie ready to run.
 
 A decoded page has a slot for every halfword; a slot holds its handler's host address and the operands.  All slots
-begin with the handler that decodes.  Pages are private to the hart and found by a direct-mapped directory; after
-fence.i a page is compared with the copy that was taken when it was set up, and only a changed one starts anew.
+begin with the handler that decodes.  Pages are private to the hart and found by a direct-mapped directory.  A page that
+is entered anew is compared with the copy that was taken when it was set up, and only a changed one starts anew.
 Instructions are decoded from the copy, not from memory: what is decoded is then what is compared, even when a word
 was changed and changed back in between.
 """
@@ -93,7 +93,6 @@ def reset_page(h: Hart, index: int, ppn: int) -> None:
     store64(base + (SLOTS + 1) * SLOT, handler_of(PAGE_END))
     memory_copy(COPIES + index * 4096, HOST + (ppn << 12), 4096)
     h.page_ppn[index] = ppn
-    h.page_generation[index] = h.generation
 
 
 @native
@@ -105,10 +104,8 @@ def decoded_page(h: Hart, ppn: int) -> int:
         h.pages_evicted += 1
         forget_base(h, base)
         reset_page(h, index, ppn)
-    elif h.page_generation[index] != h.generation:
-        if pages_differ(COPIES + index * 4096, HOST + (ppn << 12)):
-            reset_page(h, index, ppn)
-        h.page_generation[index] = h.generation
+    elif pages_differ(COPIES + index * 4096, HOST + (ppn << 12)):
+        reset_page(h, index, ppn)
     return base
 
 

@@ -184,6 +184,8 @@ def take_copy(at: int, page: int) -> None:
     record = CodePage.at(at)
     t = table()
     epoch = aload64(ref(t.epoch))
+    # Whoever compares the new copy with memory must not find the old version.
+    astore64(ref(record.version), 0)
     astore64(ref(record.page), page)
     memory_copy(copy_of(at), HOST + page, 4096)
     t.versions += 1
@@ -202,6 +204,16 @@ def version_of(page: int, need: int) -> int:
     if at == 0 or aload64(ref(record.checked)) < need:
         return 0
     return aload64(ref(record.version))
+
+
+@native
+def has_changed(page: int) -> int:
+    """Whether a page with a record holds something else than its copy.  No lock.
+
+    When it says no, `version_of` gives the version of what it holds, or 0: `take_copy` takes the old one away first.
+    """
+    at = page_record(page)
+    return at != 0 and pages_differ(copy_of(at), HOST + page)
 
 
 @native

@@ -6,6 +6,7 @@ from mem.tlb import SPACES, Mmu
 
 SINK = 32  # register number that stands for x0 as a destination: nothing reads it
 FETCH_ENTRIES = 256
+CODE_ENTRIES = 1024
 DECODED_PAGES = 512
 JUMP_ENTRIES = 4096  # of each privilege's jump cache
 JUMP_LOG = 64  # places in a jump cache that are emptied one by one; above, the whole is
@@ -49,6 +50,13 @@ class FetchEntry(Layout):
 @layout
 class FetchBank(Layout):
     entries: list[FetchEntry] = many(FETCH_ENTRIES)
+
+
+@layout
+class CodeBank(Layout):
+    """Pages of code for the translator: virtual address and physical page."""
+
+    entries: list[FetchEntry] = many(CODE_ENTRIES)
 
 
 @layout
@@ -127,7 +135,6 @@ class Hart(Layout):
     straddle_word: u64  # the last instruction that crossed a page
     slot: u64  # decoded slot of the instruction in hand, for those that may prove illegal
     misaligned: u64  # bits that a jump target may not have: 2 without C
-    generation: u64  # counts fence.i
     pages_evicted: u64
     log_cause: u64  # last trap, for -d int
     log_tval: u64
@@ -148,10 +155,9 @@ class Hart(Layout):
     pair: list[u64] = many(2)  # the old value of a quadword compare-and-swap
     tickets: list[u64] = many(MAX_HARTS)  # of the requests under way
     page_ppn: list[u64] = many(DECODED_PAGES)  # physical page held by each decoded page, or NEVER
-    page_generation: list[u64] = many(DECODED_PAGES)
     # Where code lies: U and S of each address space, and M (`code_bank`)
     fetch_banks: list[FetchBank] = many(CODE_BANKS)
-    code_banks: list[FetchBank] = many(CODE_BANKS)  # physical pages of code, for the translator
+    code_banks: list[CodeBank] = many(CODE_BANKS)  # physical pages of code, for the translator
     codes_used: list[u64] = many(CODE_BANKS)  # whether one of the two has entries
     jumps_used: list[u64] = many(CODE_BANKS)  # how many times something was put into a jump cache, up to JUMP_LOG + 1
     jump_log: list[u32] = many(CODE_BANKS * JUMP_LOG)  # at which places

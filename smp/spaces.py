@@ -23,7 +23,20 @@ from mem.tlb import (
     use_space,
 )
 from mem.word import minu
-from smp.hart import CODE_BANKS, FETCH_ENTRIES, JUMP_ENTRIES, JUMP_LOG, NEVER, PAGE_WORDS, FetchBank, Hart, JumpEntry
+from smp.hart import (
+    CODE_BANKS,
+    CODE_ENTRIES,
+    FETCH_ENTRIES,
+    JUMP_ENTRIES,
+    JUMP_LOG,
+    NEVER,
+    PAGE_WORDS,
+    CodeBank,
+    FetchBank,
+    FetchEntry,
+    Hart,
+    JumpEntry,
+)
 
 MACHINE_BANK = CODE_BANKS - 1
 MODE_SHIFT = 60  # satp.MODE
@@ -98,7 +111,7 @@ def flush_code(h: Hart, bank: int) -> None:
     """Forget where one bank's virtual pages have their decoded and translated code."""
     if h.codes_used[bank]:
         memory_set(ref(h.fetch_banks[bank]), 0xFF, FetchBank.sizeof())
-        memory_set(ref(h.code_banks[bank]), 0xFF, FetchBank.sizeof())
+        memory_set(ref(h.code_banks[bank]), 0xFF, CodeBank.sizeof())
         h.codes_used[bank] = 0
     flush_bank_jumps(h, bank)
 
@@ -160,7 +173,7 @@ def inherit_code(h: Hart, bank: int, source: int) -> None:
     """Where a bank's code lies, in the upper half, holds for another bank too, or is all that is left of the same."""
     if h.codes_used[source]:
         copy_upper(ref(h.fetch_banks[bank]), ref(h.fetch_banks[source]), FETCH_ENTRIES)
-        copy_upper(ref(h.code_banks[bank]), ref(h.code_banks[source]), FETCH_ENTRIES)
+        copy_upper(ref(h.code_banks[bank]), ref(h.code_banks[source]), CODE_ENTRIES)
         h.codes_used[bank] = 1
     else:
         flush_code(h, bank)
@@ -172,6 +185,13 @@ def inherit_code(h: Hart, bank: int, source: int) -> None:
         flush_bank_jumps(h, bank)
 
 
+@native(inline=True)
+def forget_entry(entry: FetchEntry, va: int) -> None:
+    """Most pages that are flushed are data: the page of code that has the place of one stays."""
+    if (entry.tag ^ va) >> 12 == 0:
+        entry.tag = NEVER
+
+
 @native
 def flush_one(h: Hart, va: int, spaces: int) -> None:
     """Forget one page's translations in these address spaces; all that there are when it lies in a superpage."""
@@ -180,11 +200,12 @@ def flush_one(h: Hart, va: int, spaces: int) -> None:
         return
     h.code_flushes += 1
     flush_page(h.mmu, va, spaces)
-    index = (va >> 12) & (FETCH_ENTRIES - 1)
+    fetched = (va >> 12) & (FETCH_ENTRIES - 1)
+    translated = (va >> 12) & (CODE_ENTRIES - 1)
     for bank in range(MACHINE_BANK):
         if spaces >> (bank >> 1) & 1:
-            h.fetch_banks[bank].entries[index].tag = NEVER
-            h.code_banks[bank].entries[index].tag = NEVER
+            forget_entry(h.fetch_banks[bank].entries[fetched], va)
+            forget_entry(h.code_banks[bank].entries[translated], va)
             flush_page_jumps(h, bank, va)
 
 

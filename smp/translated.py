@@ -13,10 +13,10 @@ from mem.tlb import EXECUTE, NO_FAULT, PAGE_MASK, note_large, note_space
 from mem.word import I64, V, builder, lts, raw, sext8, sext16, sext32
 from smp.blocklog import record_block
 from smp.code import Slot, fetch_page
-from smp.codecache import AGAIN, ALARM_CHECK, CodeTable, check_page, lookup, version_of
+from smp.codecache import AGAIN, ALARM_CHECK, CodeTable, check_page, has_changed, lookup, next_epoch, version_of
 from smp.csr import counter_allowed, read_time
 from smp.fpformat import DZ, NV, NX, OF, UF
-from smp.hart import ECALL_U, FETCH_ENTRIES, FP_ALLOWED, FS, SUPERVISOR, TSR, USER, Hart
+from smp.hart import CODE_ENTRIES, ECALL_U, FP_ALLOWED, FS, SUPERVISOR, TSR, USER, Hart
 from smp.hart import MACHINE as MACHINE_MODE
 from smp.hot import note_busy
 from smp.interpreter import run_slot
@@ -174,18 +174,25 @@ SYSTEM_CALLED = (call_environment, return_supervisor, look_at_clock)
 
 @native
 def physical_pc(h: Hart) -> int:
-    """The physical address of the instruction at `h.pc`, or 0 (`mmu.cause` may be set)."""
+    """The physical address of the instruction at `h.pc`, or 0 (`mmu.cause` may be set).
+
+    A page that is new to this hart may hold something new without a fence.i (docs/ARCHITECTURE.md, "Changed code"); a
+    kernel's image of large pages does not, and it is what this comes back to all the time.
+    """
     pc = h.pc
     privilege = h.privilege
     bank = code_bank(h, privilege)
-    entry = h.code_banks[bank].entries[(pc >> 12) & (FETCH_ENTRIES - 1)]
+    entry = h.code_banks[bank].entries[(pc >> 12) & (CODE_ENTRIES - 1)]
     if entry.tag != pc & PAGE_MASK:
         page = fetch_page(h, pc)
         if h.mmu.cause != NO_FAULT or not pmp_allows(h.mmu, page, 4096, EXECUTE, privilege):
             return 0
+        is_image = h.mmu.page_bits > 12 and privilege == SUPERVISOR
         if h.mmu.page_bits > 12:
             note_large(h.mmu, pc, h.mmu.page_bits)
         note_space(h.mmu, pc)
+        if not is_image and has_changed(page):
+            h.epoch = next_epoch()
         entry.tag = pc & PAGE_MASK
         entry.page = page
         h.codes_used[bank] = 1

@@ -67,6 +67,7 @@ PROGRAMS: list[tuple[str, tuple[int, ...], str]] = [
     ("fencei", MANY, "new_code_runs_on_other_harts_after_fence_i"),
     ("dma_code", (1, 2, 4), "code_that_a_device_wrote_runs_after_fence_i"),
     ("remapped_code", (1, 2, 4), "code_behind_changed_page_tables_runs_after_sfence_vma"),
+    ("reused_pages", MANY, "code_in_a_page_that_is_mapped_anew_is_what_it_holds"),
     ("asids", (1, 2, 4), "address_spaces_are_switched_without_a_fence_and_fenced_apart"),
     ("code_beside_data", (1, 2, 4), "stores_beside_code_leave_it_what_it_is"),
     ("hot_loops", (2, 4), "what_others_do_to_a_busy_loop_holds_at_once"),

@@ -216,7 +216,7 @@ def translate(mmu: Mmu, va: int, access: int, privilege: int) -> int:
     """The physical address for an access at this privilege, or `mmu.cause` set.
 
     Leaves in `mmu.page_bits` how large the page is, and in `mmu.is_global` whether it is global, as all that lies below
-    an entry with G is.  PMP for the access itself is the caller's to check.
+    an entry with G is, and not a user's.  PMP for the access itself is the caller's to check.
     """
     mmu.page_bits = 12
     mmu.is_global = 0
@@ -251,6 +251,8 @@ def translate(mmu: Mmu, va: int, access: int, privilege: int) -> int:
                 if not mark_used(mmu, pte_address, pte, access):
                     continue
             mmu.page_bits = select(pte & PTE_N != 0, 16, 12 + 9 * level)
+            if pte & PTE_U:
+                mmu.is_global = 0
             return pa
         if level == 0:
             return page_fault(mmu, va, access)

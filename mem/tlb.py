@@ -105,7 +105,7 @@ class Mmu(Layout):
     space: u64  # the one in use
     taken: u64  # the space that was last taken from another satp
     page_bits: u64  # scratch: log2 of the size of the page that the last walk ended at
-    is_global: u64  # scratch: whether the last walk met the G bit
+    is_global: u64  # scratch: whether the last walk met the G bit, and no U bit
     shared_read_stamp: u64  # of what the second level has for all spaces
     shared_write_stamp: u64
     writable: u64  # scratch: whether the last walk allows caching for this access
@@ -367,7 +367,10 @@ def note_space(mmu: Mmu, va: int) -> None:
 
 @native(inline=True)
 def is_shared(mmu: Mmu, va: int) -> int:
-    """Whether the second level has the page, if it has it at all, for all spaces, and for S with SUM or without."""
+    """Whether the second level has the page, if it has it at all, for all spaces, and for S with SUM or without.
+
+    So it has no user's page of the upper half, be it global: without SUM that is not for S.
+    """
     view = view_in_use(mmu)
     return va >> 63 & ((view == VIEW_S) | (view == VIEW_SUM))
 

@@ -294,3 +294,14 @@ def test_a_page_takes_its_jumps_with_it(bare: Bare, model: Model) -> None:
             note_jump(h, bank, pc, 1)
         flush_page_jumps(h, bank, va + 0x123)
         assert [jump(h, bank, pc) for pc in (va, va + PAGE - 2, va + PAGE, va - 2)] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("access", [load, store])
+def test_a_global_page_of_the_users_is_for_supervisor_with_sum_only(
+    bare: Bare, model: Model, access: Callable[[Hart, int], int]
+) -> None:
+    put(bare, 1, 5, G | U)
+    assert access(look(bare, model, 1, with_sum=True), UPPER) == 5
+    h = look(bare, model, 1)
+    access(h, UPPER)
+    assert h.mmu.cause == (13 if access is load else 15)

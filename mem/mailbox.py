@@ -59,8 +59,9 @@ class Sleepers(Layout):
     """How many harts sleep; on a cache line of its own, for whoever falls asleep or wakes writes it."""
 
     asleep: u64
-    surplus: u64  # how many harts the machine has beyond the host's cores; set before the fork
-    pad: list[u64] = many(6)
+    harts: u64  # of the machine; this and the next are set before the fork
+    cores: u64  # of the host's that it may use
+    pad: list[u64] = many(5)
 
 
 assert regions.MAILBOXES + regions.MAX_HARTS * Mailbox.sizeof() <= regions.SLEEPERS
@@ -75,7 +76,14 @@ def sleepers() -> Sleepers:
 def crowded() -> int:
     """Whether more harts are awake than the host has cores: one that spins takes the core from one that works."""
     s = Sleepers.at(regions.SLEEPERS)
-    return aload64(ref(s.asleep)) < s.surplus
+    return aload64(ref(s.asleep)) + s.cores < s.harts
+
+
+@native
+def spares_core() -> int:
+    """Whether fewer harts are awake than the host has cores: who spins then takes no hart's core."""
+    s = Sleepers.at(regions.SLEEPERS)
+    return aload64(ref(s.asleep)) + s.cores > s.harts
 
 
 @native(inline=True)

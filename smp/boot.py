@@ -50,7 +50,7 @@ def write_machine(config: MachineConfig, boot: Boot, supervisor_fd: int, io_fd: 
     m.sbi = boot.mode == "S"
     m.mmu_levels = {39: 3, 48: 4, 57: 5}[config.cpu.mmu]
     m.jit, m.check = config.translates, config.engine == "check"
-    sleepers().surplus = max(config.harts - host_cores(), 0)
+    sleepers().harts, sleepers().cores = config.harts, host_cores()
     clint.clint_reset()
     reservation.reset()
     return m

@@ -3,7 +3,7 @@
 from smp.config import NET_DEVICE, DeviceConfig, IothreadConfig, MachineConfig
 from virtio.chardev import Stdio
 from virtio.device import Device
-from virtio.process import IoConfig, Polling
+from virtio.process import SPARE_POLL_NS, IoConfig, Polling
 
 
 def assign(io: IoConfig, config: MachineConfig, given: dict[int, DeviceConfig]) -> None:
@@ -32,7 +32,7 @@ def may_move(given: DeviceConfig, device: Device) -> bool:
 def polling(thread: IothreadConfig, machines: int | None) -> Polling:
     """For how long a process spins: its own -object says, or the machine, or nobody."""
     most = machines if thread.poll_max_ns is None else thread.poll_max_ns
-    made = Polling() if most is None else Polling(most)
+    made = Polling(spare=SPARE_POLL_NS) if most is None else Polling(most)
     made.grow = thread.poll_grow or made.grow  # as with QEMU 0 is the default
     made.shrink = made.shrink if thread.poll_shrink is None else thread.poll_shrink
     return made

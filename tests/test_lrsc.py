@@ -304,7 +304,7 @@ COUNTERS = {
 )  # fmt: skip
 def test_counters_are_exact(harts: Bare, kinds: tuple[str, ...]) -> None:
     rounds = ROUNDS & ~0xFFF
-    sleepers().surplus = len(kinds)
+    sleepers().harts, sleepers().cores = len(kinds), 0
     starts = [put_program(harts, n, *counted(rounds, COUNTERS[kind]), *write_done()) for n, kind in enumerate(kinds)]
     run_in_processes(harts, starts)
     assert harts.word(SHARED) == rounds * len(kinds)

@@ -19,6 +19,7 @@ from forked_io import Hart, finish, fork_io, io_memory, reap, wait
 
 from mem import regions
 from mem.machine import POWER_OFF, machine
+from mem.mailbox import sleepers
 from mem.uart import LSR_READY, Register, uart_read, uart_write
 from mem.window import window_write
 from virtio.blk import OK, Block, Kind
@@ -301,6 +302,16 @@ def test_spinning_follows_the_gaps_between_requests() -> None:
     qemus = Polling(32768, shrink=0, now=32768)
     qemus.learn(40_000)
     assert qemus.now == 0
+
+
+@pytest.mark.usefixtures("ram")
+def test_it_spins_longer_where_harts_leave_a_core_to_others() -> None:
+    polling = Polling(100_000, spare=400_000, now=100_000)
+    for asleep, now in ((0, 25_000), (1, 50_000), (1, 100_000), (1, 200_000), (1, 400_000), (0, 100_000)):
+        sleepers().harts, sleepers().cores, sleepers().asleep = 4, 4, asleep
+        assert polling.limit() == (400_000 if asleep else 100_000)
+        polling.learn(350_000)
+        assert polling.now == now
 
 
 class Reconnecting(Host):

@@ -55,14 +55,14 @@ def test_a_spin_ends_with_its_time_or_the_alarm(hart: Hart) -> None:
 
 
 def test_more_harts_than_cores_give_their_core_away_at_once(hart: Hart) -> None:
-    sleepers().surplus = 1
+    sleepers().harts, sleepers().cores = 2, 1
     began = time.monotonic()
     assert spin_for_alarm(ctypes.addressof(hart), 60_000_000_000) == 0
     assert time.monotonic() - began < 30
 
 
 def test_a_hart_spins_while_those_awake_have_a_core_each(hart: Hart) -> None:
-    sleepers().surplus = 1
+    sleepers().harts, sleepers().cores = 2, 1
     child = os.fork()
     if child == 0:
         sleep(0, 60_000_000_000)

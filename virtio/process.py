@@ -17,6 +17,7 @@ from mem import regions
 from mem.atomics import py_load32, py_store32, py_xchg32
 from mem.clock import FOREVER_NS
 from mem.machine import POWER_OFF, Machine, end_machine, is_ending, machine
+from mem.mailbox import spares_core
 from mem.memmap import RAM_BASE
 from mem.rtc import rtc_ns_until_alarm, rtc_tick
 from mem.window import (
@@ -44,6 +45,7 @@ from virtio.serial import TX_HEAD, TX_TAIL, Serial
 IO_ASLEEP = regions.MACHINE + Machine.offset("io_asleep")
 IOTHREAD_ASLEEP = regions.MACHINE + Machine.offset("iothread_asleep")
 POLL_NS = 200_000  # a hart's way from one request to the next is shorter
+SPARE_POLL_NS = 500_000  # so is a frame's, to another program and back
 POLL_FIRST = 4_000
 POLLED = 64  # rings at most that a process looks at
 LOOK_ROUND = 1_000_000  # ns between looks at the host's descriptors while there is no time to sleep
@@ -57,19 +59,26 @@ class Polling:
     """For how long an I/O process spins before it sleeps: QEMU's rule for its iothreads, with QEMU's names.
 
     If work comes later than now but within `most` ns, spin longer next time; if it comes later, spinning is a waste.
+    spare: in place of `most`, if it is longer, while the harts leave a core of the host's to others.
     """
 
     most: int = POLL_NS
     grow: int = 2
     shrink: int = 4
     now: int = 0
+    spare: int = 0
+
+    def limit(self) -> int:
+        """For how long it may spin, as things are."""
+        return self.spare if self.spare > self.most and spares_core() else self.most
 
     def learn(self, gap: int) -> None:
         """Work has come this many ns after the last was done."""
-        if gap > self.most:
+        limit = self.limit()
+        if gap > limit:
             self.now = self.now // self.shrink if self.shrink else 0
         elif gap > self.now:
-            self.now = min(self.most, self.now * self.grow or POLL_FIRST)
+            self.now = min(limit, self.now * self.grow or POLL_FIRST)
 
 
 @dataclass
@@ -87,7 +96,7 @@ class IoConfig:
     devices: dict[int, Device] = field(default_factory=dict)
     serial: Chardev = field(default_factory=Chardev)
     others: list[Host] = field(default_factory=list)
-    polling: list[Polling] = field(default_factory=lambda: [Polling()])
+    polling: list[Polling] = field(default_factory=lambda: [Polling(spare=SPARE_POLL_NS)])
     owners: dict[int, int] = field(default_factory=dict)
     orders: list[Orders] = field(default_factory=list)
     last_words: float = HURRY
@@ -304,7 +313,7 @@ class IoProcess:
             return False
         self._watch()
         began = last = time.monotonic_ns()
-        while (now := time.monotonic_ns()) < last + self.polling.now:
+        while (now := time.monotonic_ns()) < last + min(self.polling.now, self.polling.limit()):
             place, value = (TX_HEAD, py_load32(TX_TAIL)) if self.serial else (self.asleep, 0)
             turn = LOOK_SPIN if self.watched else self.polling.now
             found = window_poll(self.number, self.watches_at, len(self.polled), place, value, turn)

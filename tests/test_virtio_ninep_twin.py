@@ -48,8 +48,9 @@ class Messages:
         self.client.symlink(name, target, folder)
 
     def link(self, place: tuple[str, str], to: tuple[str, str]) -> None:
+        source = self.fid("/".join(place))
         name, folder = self.at(to)
-        self.client.link(self.fid("/".join(place)), name, folder)
+        self.client.link(source, name, folder)
 
     def rename(self, place: tuple[str, str], to: tuple[str, str]) -> None:
         (name, folder), (to_name, to_folder) = self.at(place), self.at(to)

@@ -280,13 +280,14 @@ class LoopCode:
     def is_inside(self, group: Group, lowest: V, page: V) -> Any:
         """Whether a group whose lowest byte is at an address lies inside of a page (or EMPTY) and is aligned.
 
-        One comparison: rotating brings bits that an aligned offset has not to the top.  EMPTY is not aligned; groups of
+        One comparison: rotating brings bits that an aligned offset has not to the top.  From EMPTY, which is not
+        aligned, an address may have an aligned offset if it is not either, so its own bits go there too; groups of
         bytes need another look.
         """
         bits = group.alignment.bit_length() - 1
         if not bits:
             return (lowest & PAGE_MASK == page) & (lowest + (group.span - 1) & PAGE_MASK == page)
-        offset = lowest - page
+        offset = lowest - page | lowest & (group.alignment - 1)
         return (offset >> bits | offset << 64 - bits) <= (PAGE - group.span) >> bits
 
     def instruction(self, run: Run, index: int) -> None:

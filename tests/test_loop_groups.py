@@ -268,6 +268,16 @@ def test_a_store_to_the_loop_s_own_page_is_seen_after_a_fence(translating: Bare)
         assert round or optimize(bare, HEAD)
 
 
+@pytest.mark.parametrize("size", ["ld", "lw", "lhu"])
+@pytest.mark.parametrize("kind", [{}, ABSENT])
+def test_a_misaligned_group_just_above_zero(translating: Bare, size: str, kind: dict[str, int]) -> None:
+    """Where a register that has led nowhere yet must not be taken to have led to."""
+    body = [i(size, rd=6, rs1=BASE, imm=0), i(size, rd=7, rs1=BASE, imm=16), i(size, rd=10, rs1=OTHER, imm=24)]
+    for address in (1, 3, 5, 7, 15, 23, 4063):
+        both(translating, body, (8, 0), bases=(address, VIRTUAL), count=4, kinds={0: kind})
+        both(translating, body, (-8, 0), bases=(address, VIRTUAL), count=4, kinds={0: kind})
+
+
 def random_body(source: random.Random, count: int) -> list[Instruction]:
     """Accesses off two registers, which arithmetic and loads of pointers change in between."""
     body = []

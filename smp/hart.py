@@ -5,8 +5,8 @@ from mem.regions import HART_STRIDE, HARTS, MAX_HARTS
 from mem.tlb import SPACES, Mmu
 
 SINK = 32  # register number that stands for x0 as a destination: nothing reads it
-FETCH_ENTRIES = 256
-CODE_ENTRIES = 1024
+FETCH_ENTRIES = 256  # pages of a bank, for the interpreter
+CODE_ENTRIES = 1024  # for the translator, which compares a page that comes into a bank: a kernel needs hundreds
 DECODED_PAGES = 512
 JUMP_ENTRIES = 4096  # of each privilege's jump cache
 JUMP_LOG = 64  # places in a jump cache that are emptied one by one; above, the whole is

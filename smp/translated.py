@@ -176,8 +176,8 @@ SYSTEM_CALLED = (call_environment, return_supervisor, look_at_clock)
 def physical_pc(h: Hart) -> int:
     """The physical address of the instruction at `h.pc`, or 0 (`mmu.cause` may be set).
 
-    A page that is new to this hart may hold something new without a fence.i (docs/ARCHITECTURE.md, "Changed code"); a
-    kernel's image of large pages does not, and it is what this comes back to all the time.
+    A page that is new to this hart may hold something new without a fence.i (docs/ARCHITECTURE.md, "Pages that
+    are mapped anew"); a kernel's image of large pages does not, and it is what this comes back to all the time.
     """
     pc = h.pc
     privilege = h.privilege

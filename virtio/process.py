@@ -313,9 +313,9 @@ class IoProcess:
             return False
         self._watch()
         began = last = time.monotonic_ns()
-        while (now := time.monotonic_ns()) < last + min(self.polling.now, self.polling.limit()):
+        while (now := time.monotonic_ns()) < last + (limit := min(self.polling.now, self.polling.limit())):
             place, value = (TX_HEAD, py_load32(TX_TAIL)) if self.serial else (self.asleep, 0)
-            turn = LOOK_SPIN if self.watched else self.polling.now
+            turn = LOOK_SPIN if self.watched else limit
             found = window_poll(self.number, self.watches_at, len(self.polled), place, value, turn)
             if found == 1:
                 return self.has_work()
